@@ -1,0 +1,61 @@
+// Raw-pointer entry points of the CPU kernels. No torch here: tests/cpp runs them by themselves.
+#pragma once
+
+#include <cstdint>
+
+#include "../problem.h"
+
+namespace grouped_conv::cpu {
+
+enum class DType : int { kFloat32, kBFloat16, kFloat16, kFloat64 };
+
+constexpr int64_t item_size(DType t) {
+  return t == DType::kFloat64 ? 8 : t == DType::kFloat32 ? 4 : 2;
+}
+
+// Where the work runs. `run` calls body(begin, end, context) over a partition of [0, count); a
+// kernel's result does not depend on the partition.
+struct Parallel {
+  void (*run)(int64_t count, void (*body)(int64_t begin, int64_t end, void* context),
+              void* context);
+  int64_t threads;
+};
+
+// One pass over dense tensors. `pass` says which of x, w and y is written; the other two are read.
+// x and y are dense in `layout`; w is dense [K, C/G, R, S]. bias (fprop only) may be null.
+// Accumulation is in float32 (float64 for float64).
+struct PassArgs {
+  Pass pass;
+  ConvProblem problem;
+  DType dtype;
+  Layout layout;
+  void* x;
+  void* w;
+  void* y;
+  const void* bias;
+  Parallel parallel;
+};
+
+using PassFunction = void (*)(const PassArgs&);
+
+// The direct 3x3 kernels of one instruction set.
+struct IsaKernels {
+  const char* name;
+  bool (*available)();
+  PassFunction direct;
+};
+
+// Best instruction set of this processor, capped by GROUPED_CONV_CPU_ISA (portable, avx2, avx512,
+// avx512bf16) as it stood at the first call.
+const IsaKernels& isa_kernels();
+
+// Every instruction set that was compiled, best first; `count` receives how many.
+const IsaKernels* const* compiled_isa_kernels(int* count);
+
+// Why the direct kernels do not take a pass, or null if they do.
+const char* direct_refusal(Pass pass, const ConvProblem& p, DType dtype);
+
+// Any kernel size, stride, padding and dilation, any dtype: plain loops.
+void simple(const PassArgs& args);
+
+}  // namespace grouped_conv::cpu

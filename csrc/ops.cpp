@@ -1,0 +1,18 @@
+// The one place with op schemas. Kernels register per dispatch key (cpu/ops_cpu.cpp,
+// cuda/ops_cuda.cpp); fake kernels, autograd and autocast are in grouped_conv/ops.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(grouped_conv, m) {
+  // y [N, K, P, Q]; channels_last exactly when the strides of input are.
+  m.def(
+      "fprop(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation, SymInt groups) -> Tensor");
+  // dx [N, C, H, W], in the memory format that channels_last states.
+  m.def(
+      "dgrad(Tensor grad_output, Tensor weight, SymInt[] input_size, SymInt[2] stride, "
+      "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool channels_last) -> Tensor");
+  // dw [K, C/G, R, S], in the memory format that channels_last states.
+  m.def(
+      "wgrad(Tensor grad_output, Tensor input, SymInt[] weight_size, SymInt[2] stride, "
+      "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool channels_last) -> Tensor");
+}
