@@ -61,10 +61,10 @@ class CMakeBuild(build_ext):
         tree = build_tree(torch, plan, arguments)
         configure(cmake, tree, arguments)
         jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
-        subprocess.check_call([cmake, "--build", tree, "--parallel", jobs])
+        call(cmake, "--build", tree, "--parallel", jobs)
         for old in self._libraries():
             old.unlink()
-        subprocess.check_call([cmake, "--install", tree, "--prefix", self._package()])
+        call(cmake, "--install", tree, "--prefix", self._package())
 
     def _package(self) -> Path:
         base = ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()
@@ -120,11 +120,18 @@ def build_tree(torch: toolchain.Torch, plan: toolchain.CudaPlan, arguments: list
 def configure(cmake: Path, tree: Path, arguments: list[str]) -> None:
     """Configure, from scratch where the cache of an earlier build no longer works."""
     command = [cmake, "-S", ROOT, "-B", tree, *arguments]
-    cached = (tree / "CMakeCache.txt").exists()
+    if (tree / "CMakeCache.txt").exists():
+        if subprocess.call(command) == 0:
+            return
+        command.append("--fresh")
+    call(*command)
+
+
+def call(*command: str | Path) -> None:
+    """Run a step of the build, and end the build where it fails."""
     if subprocess.call(command) != 0:
-        if not cached:
-            raise toolchain.BuildError("CMake could not configure the build: see its output above")
-        subprocess.check_call([*command, "--fresh"])
+        line = shlex.join(map(str, command))
+        raise toolchain.BuildError(f"this step of the build failed, see its output above: {line}")
 
 
 setup(
