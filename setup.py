@@ -96,7 +96,7 @@ def cmake_arguments(torch: toolchain.Torch, plan: toolchain.CudaPlan) -> list[st
     else:
         arguments += ["-DGROUPED_CONV_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={plan.nvcc.path}"]
         arguments += ["-DCMAKE_CUDA_ARCHITECTURES=" + ";".join(plan.archs)]
-    if ninja := toolchain.find_tool("ninja"):
+    if ninja := toolchain.find_ninja():
         arguments += ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     else:
         arguments += ["-GUnix Makefiles"]

@@ -8,6 +8,7 @@ to has none. Both libraries use LibTorch's stable ABI and run with any later tor
 from __future__ import annotations
 
 import fcntl
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from toolchain import (
     BuildError,
     check_compiler,
     find_cmake,
-    find_tool,
+    find_ninja,
     find_torch,
     note,
 )
@@ -44,7 +45,7 @@ def _build_requirements() -> list[str]:
         requirements.append("torch>=" + ".".join(map(str, MIN_TORCH)))
     if find_cmake() is None:
         requirements.append("cmake>=" + ".".join(map(str, MIN_CMAKE)))
-    if not find_tool("ninja") and not find_tool("make"):
+    if find_ninja() is None and shutil.which("make") is None:
         requirements.append("ninja")
     return requirements
 

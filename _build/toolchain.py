@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,6 @@ class Torch:
     directory: Path
     version: str
     cuda: str | None
-    hip: str | None
 
 
 def read_torch(directory: Path) -> Torch:
@@ -68,7 +67,7 @@ def read_torch(directory: Path) -> Torch:
     if not (directory / "version.py").is_file():
         raise BuildError(f"{directory} is not the directory of an installed torch package")
     facts = runpy.run_path(str(directory / "version.py"))
-    return Torch(directory, str(facts["__version__"]), facts.get("cuda"), facts.get("hip"))
+    return Torch(directory, str(facts["__version__"]), facts.get("cuda"))
 
 
 def check_torch(torch: Torch) -> Torch:
@@ -123,20 +122,25 @@ def _version(text: str) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def find_tool(name: str) -> Path | None:
-    """A program on PATH, or beside the running Python (a virtual environment not activated)."""
-    beside = str(Path(sys.executable).parent)
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), beside])
-    found = shutil.which(name, path=path)
-    return Path(found) if found else None
+def find_tools(name: str) -> Iterator[Path]:
+    """Programs on PATH, then beside the running Python (a virtual environment not activated)."""
+    directories = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    for directory in [*directories, str(Path(sys.executable).parent)]:
+        if directory and (found := shutil.which(name, path=directory)):
+            yield Path(found)
 
 
 def find_cmake() -> Path | None:
-    """A CMake that runs and is new enough."""
-    cmake = find_tool("cmake")
-    if cmake and _version(output_of(cmake, "--version") or "") >= MIN_CMAKE:
-        return cmake
+    """A CMake that is new enough and runs (build isolation breaks that of the environment)."""
+    for cmake in find_tools("cmake"):
+        if _version(output_of(cmake, "--version") or "") >= MIN_CMAKE:
+            return cmake
     return None
+
+
+def find_ninja() -> Path | None:
+    """A Ninja that runs."""
+    return next((path for path in find_tools("ninja") if output_of(path, "--version")), None)
 
 
 def check_compiler(environ: Mapping[str, str] = os.environ) -> None:
