@@ -1,0 +1,131 @@
+"""PyTorch's own test inputs for conv2d and Conv2d, run on our function and module."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+
+import pytest
+import torch
+from support import LAYOUTS, short
+from torch import Tensor, nn
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.common_modules import module_db
+from torch.utils._pytree import tree_map_only
+
+from grouped_conv import GroupedConv2d, grouped_conv2d
+
+OPINFO = next(op for op in op_db if op.name == "nn.functional.conv2d")
+MODULEINFO = next(info for info in module_db if info.module_cls is nn.Conv2d)
+DTYPES = sorted(OPINFO.supported_dtypes("cpu"), key=str)
+TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float32: 1e-5, torch.complex64: 1e-5}
+
+
+def differentiable(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
+
+
+def close(ours, theirs) -> None:
+    tolerance = TOLERANCE.get(theirs.dtype, 1e-10)
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def samples(dtype: torch.dtype, *, requires_grad: bool = False):
+    yield from OPINFO.sample_inputs("cpu", dtype, requires_grad=requires_grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+def test_samples(dtype: torch.dtype, layout: str):
+    count = 0
+    for sample in samples(dtype):
+        x = sample.input
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=LAYOUTS[layout])
+        ours = grouped_conv2d(x, *sample.args, **sample.kwargs)
+        theirs = OPINFO.op(x, *sample.args, **sample.kwargs)
+        close(ours, theirs)
+        assert ours.is_contiguous() == theirs.is_contiguous()
+        count += 1
+    assert count > 10
+
+
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if differentiable(d)], ids=short)
+def test_gradients_of_samples(dtype: torch.dtype):
+    for sample in samples(dtype, requires_grad=True):
+        leaves = [t for t in (sample.input, *sample.args) if isinstance(t, Tensor)]
+        leaves = [t for t in leaves if t.requires_grad]
+        results = []
+        for op in (grouped_conv2d, OPINFO.op):
+            y = op(sample.input, *sample.args, **sample.kwargs)
+            direction = torch.linspace(-1, 1, y.numel()).reshape(y.shape).to(dtype)
+            results.append(torch.autograd.grad(y, leaves, direction))
+        for ours, theirs in zip(*results, strict=True):
+            close(ours, theirs)
+
+
+def checked_samples():
+    """Each distinct sample in float64, as a function of the tensors that require gradients."""
+    for sample in samples(torch.float64, requires_grad=True):
+        tensors = (sample.input, *(a for a in sample.args if isinstance(a, Tensor)))
+        rest = tuple(a for a in sample.args if not isinstance(a, Tensor))
+        sizes = [tuple(t.shape) for t in tensors]
+        name = f"{sizes} {rest} {sample.kwargs}"
+
+        def function(*inputs, rest=rest, kwargs=sample.kwargs):
+            return grouped_conv2d(*inputs, *rest, **kwargs)
+
+        yield pytest.param(function, tensors, id=re.sub(r"\s+", " ", name))
+
+
+@pytest.mark.parametrize(("function", "tensors"), list(checked_samples()))
+def test_gradcheck(function, tensors):
+    check = functools.partial(torch.autograd.gradcheck, function, tensors, fast_mode=True)
+    assert check(check_batched_grad=True)
+    assert check(check_forward_ad=True, check_backward_ad=False)
+    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("number", range(len(list(OPINFO.error_inputs("cpu")))))
+def test_error_inputs(number: int):
+    case = list(OPINFO.error_inputs("cpu"))[number]
+    sample = case.sample_input
+    with pytest.raises(case.error_type, match=case.error_regex) as raised:
+        grouped_conv2d(sample.input, *sample.args, **sample.kwargs)
+    with pytest.raises(case.error_type) as expected:
+        OPINFO.op(sample.input, *sample.args, **sample.kwargs)
+    assert str(raised.value) == str(expected.value)
+
+
+def module_inputs(dtype: torch.dtype, training: bool):
+    return MODULEINFO.module_inputs_func(
+        MODULEINFO, device="cpu", dtype=dtype, requires_grad=True, training=training
+    )
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("dtype", [d for d in MODULEINFO.dtypes if d.is_floating_point], ids=short)
+def test_module(dtype: torch.dtype, training: bool, layout: str):
+    count = 0
+    for item in module_inputs(dtype, training):
+        args, kwargs = item.constructor_input.args, item.constructor_input.kwargs
+        theirs = nn.Conv2d(*args, **kwargs, device="cpu", dtype=dtype).train(training)
+        ours = GroupedConv2d(*args, **kwargs, device="cpu", dtype=dtype).train(training)
+        ours.load_state_dict(theirs.state_dict())
+        results = []
+        for module in (ours, theirs):
+            inputs = tree_map_only(
+                Tensor, lambda t: t.detach().requires_grad_(), item.forward_input.args
+            )
+            module.to(memory_format=LAYOUTS[layout])
+            y = module(*inputs, **item.forward_input.kwargs)
+            y.sum().backward()
+            results.append([y, inputs[0].grad, *(p.grad for p in module.parameters())])
+            if item.reference_fn is not None:
+                reference = item.reference_fn(module, *inputs)
+                close(y, reference)
+        for a, b in zip(*results, strict=True):
+            close(a, b)
+        assert repr(copy.deepcopy(ours)) == repr(theirs).replace("Conv2d", "GroupedConv2d", 1)
+        count += 1
+    assert count > 3
