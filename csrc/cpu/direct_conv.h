@@ -1,0 +1,324 @@
+// Direct 3x3 convolution for fprop and dgrad at strides 1 and 2, any channels per group, both
+// layouts, float32 arithmetic.
+//
+// Work is split over images, blocks of units (slabs.h) and bands of grid rows. A task walks down its
+// band: each input row is converted once into a strip in a small ring that stays in cache, zero
+// padding included, and the register tiles (tile.h) sweep the rows. float32 NHWC tiles store straight
+// into the output; anything else passes through a strip of output rows. Weights are packed once per
+// call. Each output is summed in one place in one order: results do not depend on the split.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "correlation.h"
+#include "cpu_info.h"
+#include "kernels.h"
+#include "scratch.h"
+#include "slabs.h"
+#include "tile.h"
+#include "weights.h"
+
+namespace grouped_conv::cpu::GROUPED_CONV_ISA {
+
+constexpr int64_t kRingBudget = int64_t{192} << 10;  // bytes of strips and weights per task
+
+struct ConvPlan {
+  Correlation c;
+  Slabs s;
+  int px;               // output pixels of a tile's row
+  int window;           // input rows that one step of kTileRows grid rows needs
+  int64_t row_origin;   // input row of grid row 0's first tap
+  int64_t col_origin;   // input column of a strip's first column
+  int64_t strip_cols;   // columns of a strip
+  int64_t strip_row;    // floats of one strip row
+  int64_t grid_begin, grid_end;
+  int64_t units_per_block, blocks, bands, band_rows;
+  bool direct_store, stream;
+  int64_t out_strip_row;  // floats of one output row when it passes through a strip
+
+  int64_t strip_floats() const { return window * strip_row; }
+  int64_t tasks() const { return c.N * blocks * bands; }
+};
+
+// The tile width that wastes least of a row, the wider the better.
+inline int choose_px(int64_t cols) {
+  int best = kMaxPx;
+  for (int px = kMaxPx; px >= kMinPx; --px) {
+    if (ceil_div(cols, px) * px < ceil_div(cols, best) * best) best = px;
+  }
+  return best;
+}
+
+inline void plan_split(ConvPlan& plan, int64_t threads) {
+  const int64_t unit_bytes =
+      sizeof(float) * (plan.strip_floats() + plan.s.slabs_per_unit * packed_slab_floats(plan.c));
+  plan.units_per_block = max64(1, min64(plan.s.units, kRingBudget / unit_bytes));
+  const int64_t rows = plan.grid_end - plan.grid_begin;
+  // A band re-reads the rows that it shares with its neighbour, so bands stay tall.
+  const int64_t max_bands = max64(1, rows / (4 * Vec::kTileRows));
+  const int64_t wanted = threads == 1 ? 1 : 4 * threads;
+  while (plan.units_per_block > 1 &&
+         plan.c.N * ceil_div(plan.s.units, plan.units_per_block) * max_bands < wanted) {
+    plan.units_per_block = ceil_div(plan.units_per_block, 2);
+  }
+  plan.blocks = ceil_div(plan.s.units, plan.units_per_block);
+  plan.bands = 1;
+  while (plan.bands < max_bands && plan.tasks() < wanted && plan.tasks() % threads != 0) {
+    ++plan.bands;
+  }
+  plan.band_rows = ceil_div(ceil_div(rows, plan.bands), Vec::kTileRows) * Vec::kTileRows;
+  plan.bands = max64(1, ceil_div(rows, plan.band_rows));
+}
+
+inline ConvPlan make_conv_plan(const PassArgs& args) {
+  ConvPlan plan{};
+  plan.c = make_correlation(args.pass, args.problem);
+  const Correlation& c = plan.c;
+  plan.s = make_slabs(c.groups, c.in_per_group, c.out_per_group);
+
+  int64_t cols = 0;
+  int64_t last_tap_row = 0;
+  plan.row_origin = plan.col_origin = INT64_MAX;
+  plan.grid_begin = INT64_MAX, plan.grid_end = 0;
+  for (int i = 0; i < c.axis_phases; ++i) {
+    const PhaseAxis &row = c.rows[i], &col = c.cols[i];
+    cols = max64(cols, col.end - col.begin);
+    plan.row_origin = min64(plan.row_origin, row.in_offset);
+    last_tap_row = i == 0 ? row.in_offset + row.taps - 1
+                          : max64(last_tap_row, row.in_offset + row.taps - 1);
+    plan.col_origin = min64(plan.col_origin, col.begin * c.stride + col.in_offset);
+    plan.grid_begin = min64(plan.grid_begin, row.begin);
+    plan.grid_end = max64(plan.grid_end, row.end);
+  }
+  plan.window = static_cast<int>((Vec::kTileRows - 1) * c.stride + last_tap_row - plan.row_origin + 1);
+  plan.px = choose_px(cols);
+  for (int i = 0; i < c.axis_phases; ++i) {
+    const PhaseAxis& col = c.cols[i];
+    const int64_t first = col.begin * c.stride + col.in_offset - plan.col_origin;
+    const int64_t swept = ceil_div(max64(1, col.end - col.begin), plan.px) * plan.px;
+    plan.strip_cols = max64(plan.strip_cols, first + (swept - 1) * c.stride + col.taps);
+  }
+  plan.strip_row = plan.strip_cols * plan.s.in_unit;
+  plan.out_strip_row = (c.out_w + c.out_step * (plan.px + 1)) * Vec::kLanes;
+
+  plan.direct_store = args.dtype == DType::kFloat32 && args.layout == Layout::kNHWC;
+  const int64_t out_bytes = c.N * c.out_channels * c.out_h * c.out_w * item_size(args.dtype);
+  const void* out = args.pass == Pass::kFprop ? args.y : args.x;
+  plan.stream = plan.direct_store && out_bytes > last_level_cache_bytes() &&
+                c.out_channels % Vec::kLanes == 0 && plan.s.out_unit % Vec::kLanes == 0 &&
+                reinterpret_cast<uintptr_t>(out) % (sizeof(float) * Vec::kLanes) == 0;
+  plan_split(plan, args.parallel.threads);
+  return plan;
+}
+
+// One walk down a band of grid rows for one block of units.
+template <class E>
+class ConvTask {
+ public:
+  ConvTask(const ConvPlan& plan, const PassArgs& args, const float* weights)
+      : plan_(plan),
+        bias_(static_cast<const typename E::T*>(args.bias)),
+        weights_(weights),
+        scratch_(ScratchSlot::kTask, scratch_bytes(plan)) {
+    using T = typename E::T;
+    const bool nhwc = args.layout == Layout::kNHWC;
+    const bool fprop = args.pass == Pass::kFprop;
+    const Correlation& c = plan.c;
+    in_ = {static_cast<T*>(fprop ? args.x : args.y), nhwc, c.in_channels, c.in_h, c.in_w};
+    out_ = {static_cast<T*>(fprop ? args.y : args.x), nhwc, c.out_channels, c.out_h, c.out_w};
+    ring_ = scratch_.floats();
+    zero_row_ = ring_ + plan.units_per_block * plan.strip_floats();
+    tile_out_ = zero_row_ + plan.strip_row;
+    out_strip_ = tile_out_ + Vec::kTileRows * kMaxPx * Vec::kLanes;
+    // The columns of padding are never written again.
+    std::memset(ring_, 0, sizeof(float) * (tile_out_ - ring_));
+    if (plan.s.permute) group_base_ = Vec::group_base(static_cast<int>(plan.s.in_per_group));
+    for (int rp = 0; rp < c.axis_phases; ++rp) {
+      for (int cp = 0; cp < c.axis_phases; ++cp) {
+        for (int rows = 1; rows <= Vec::kTileRows; ++rows) {
+          tiles_[rp][cp][rows - 1] = select_tile(plan.s.permute, c.rows[rp].taps, c.cols[cp].taps,
+                                                 c.stride, rows, plan.px);
+        }
+      }
+    }
+  }
+
+  void run(int64_t task) {
+    const int64_t band = task % plan_.bands;
+    const int64_t block = task / plan_.bands % plan_.blocks;
+    n_ = task / plan_.bands / plan_.blocks;
+    const int64_t unit_begin = block * plan_.units_per_block;
+    const int64_t unit_end = min64(plan_.s.units, unit_begin + plan_.units_per_block);
+    const int64_t begin = plan_.grid_begin + band * plan_.band_rows;
+    const int64_t end = min64(plan_.grid_end, begin + plan_.band_rows);
+    int64_t loaded = INT64_MIN;  // input rows below this one are in the ring
+    for (int64_t m = begin; m < end; m += Vec::kTileRows) {
+      const int64_t first = m * plan_.c.stride + plan_.row_origin;
+      for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
+        float* strip = ring_ + (unit - unit_begin) * plan_.strip_floats();
+        for (int64_t h = max64(first, loaded); h < first + plan_.window; ++h) {
+          if (h >= 0 && h < plan_.c.in_h) load_row(unit, h, strip);
+        }
+        for (int64_t j = 0; j < plan_.s.slabs_per_unit; ++j) {
+          compute(unit * plan_.s.slabs_per_unit + j, m, end, strip);
+        }
+      }
+      loaded = first + plan_.window;
+    }
+    if (plan_.stream) Vec::fence();
+  }
+
+ private:
+  static size_t scratch_bytes(const ConvPlan& plan) {
+    const int64_t rings = plan.units_per_block * plan.strip_floats() + plan.strip_row;
+    const int64_t tile = Vec::kTileRows * kMaxPx * Vec::kLanes;
+    const int64_t strip = Vec::kTileRows * plan.out_strip_row;
+    return sizeof(float) * (rings + tile + strip + 4 * Vec::kLanes);
+  }
+
+  float* slot(float* strip, int64_t h) const { return strip + h % plan_.window * plan_.strip_row; }
+
+  void load_row(int64_t unit, int64_t h, float* strip) {
+    const Slabs& s = plan_.s;
+    const int64_t begin = max64(0, plan_.col_origin);
+    const int64_t cols = min64(plan_.c.in_w, plan_.col_origin + plan_.strip_cols) - begin;
+    if (cols <= 0) return;
+    const int64_t skip = begin - plan_.col_origin;
+    if (s.permute) {
+      load_pixels<E>(in_, n_, s.in_begin(unit), static_cast<int>(s.in_count(unit)), h, begin, cols,
+                     slot(strip, h) + skip * Vec::kLanes);
+    } else {
+      load_planes<E>(in_, n_, s.in_begin(unit), s.in_count(unit), h, begin, cols,
+                     slot(strip, h) + skip, plan_.strip_cols);
+    }
+  }
+
+  void load_bias(int64_t slab, float* dst) const {
+    std::memset(dst, 0, sizeof(float) * Vec::kLanes);
+    if (bias_ == nullptr) return;
+    Vec::store(dst, E::load_partial(bias_ + plan_.s.out_begin(slab), plan_.s.lanes(slab)));
+  }
+
+  // All outputs of one slab for grid rows m .. m + kTileRows - 1.
+  void compute(int64_t slab, int64_t m, int64_t end, float* strip) {
+    const Correlation& c = plan_.c;
+    constexpr int64_t L = Vec::kLanes;
+    const int lanes = plan_.s.lanes(slab);
+    const int64_t k0 = plan_.s.out_begin(slab);
+    const bool in_place = plan_.direct_store && lanes == L;
+    alignas(64) float bias[L];
+    load_bias(slab, bias);
+
+    for (int rp = 0; rp < c.axis_phases; ++rp) {
+      const PhaseAxis& row = c.rows[rp];
+      const int64_t first = max64(m, row.begin);
+      const int rows = static_cast<int>(min64(min64(row.end, end), m + Vec::kTileRows) - first);
+      if (rows <= 0) continue;
+      TileArgs t{};
+      t.plane = plan_.strip_cols;
+      t.channels = static_cast<int>(c.in_per_group);
+      t.group_base = group_base_;
+      t.bias = bias;
+      t.stream = in_place && plan_.stream;
+      const int64_t in_rows = (rows - 1) * c.stride + row.taps;
+      const float* in_row[kMaxInputRows];
+      for (int64_t i = 0; i < in_rows; ++i) {
+        const int64_t h = first * c.stride + row.in_offset + i;
+        in_row[i] = h >= 0 && h < c.in_h ? slot(strip, h) : zero_row_;
+      }
+      const int64_t out_row = first * c.out_step + row.out_offset;
+      for (int cp = 0; cp < c.axis_phases; ++cp) {
+        const PhaseAxis& col = c.cols[cp];
+        t.weights = weights_ + slab * packed_slab_floats(c) + phase_offset(c, rp, cp);
+        for (int64_t q = col.begin; q < col.end; q += plan_.px) {
+          const int64_t in_col = q * c.stride + col.in_offset - plan_.col_origin;
+          const int64_t pitch = plan_.s.permute ? L : 1;
+          for (int64_t i = 0; i < in_rows; ++i) t.rows[i] = in_row[i] + in_col * pitch;
+          const int64_t out_col = q * c.out_step + col.out_offset;
+          const int64_t px = min64(plan_.px, col.end - q);
+          if (in_place) {
+            float* out = reinterpret_cast<float*>(out_.at(n_, k0, out_row, out_col));
+            store_tile(tiles_[rp][cp][rows - 1], t, out, rows, px);
+          } else {
+            t.out = out_strip_ + out_col * L;
+            t.out_row = plan_.out_strip_row, t.out_px = c.out_step * L;
+            tiles_[rp][cp][rows - 1](t);
+          }
+        }
+      }
+      if (!in_place) {
+        for (int i = 0; i < rows; ++i) {
+          store_pixels<E>(out_, n_, k0, lanes, out_row + i * c.out_step,
+                          out_strip_ + i * plan_.out_strip_row);
+        }
+      }
+    }
+  }
+
+  // A full tile goes straight to the output, a ragged one through a buffer.
+  void store_tile(TileFunction tile, TileArgs& t, float* out, int rows, int64_t px) {
+    const Correlation& c = plan_.c;
+    constexpr int64_t L = Vec::kLanes;
+    const int64_t out_row = c.out_step * c.out_w * c.out_channels;
+    const int64_t out_px = c.out_step * c.out_channels;
+    if (px == plan_.px) {
+      t.out = out, t.out_row = out_row, t.out_px = out_px;
+      tile(t);
+      return;
+    }
+    const bool stream = t.stream;
+    t.out = tile_out_, t.out_row = kMaxPx * L, t.out_px = L, t.stream = false;
+    tile(t);
+    t.stream = stream;
+    for (int i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < px; ++j) {
+        Vec::store(out + i * out_row + j * out_px, Vec::load(tile_out_ + (i * kMaxPx + j) * L));
+      }
+    }
+  }
+
+  const ConvPlan& plan_;
+  const typename E::T* bias_;
+  const float* weights_;
+  ScratchLease scratch_;
+  Activation<E> in_, out_;
+  float *ring_, *zero_row_, *tile_out_, *out_strip_;
+  Vec::Index group_base_{};
+  TileFunction tiles_[2][2][Vec::kTileRows];
+  int64_t n_ = 0;
+};
+
+template <class E>
+void direct_conv(const PassArgs& args) {
+  const ConvPlan plan = make_conv_plan(args);
+  const ScratchLease packed(ScratchSlot::kShared,
+                            sizeof(float) * plan.s.slabs() * packed_slab_floats(plan.c));
+  struct Context {
+    const ConvPlan& plan;
+    const PassArgs& args;
+    float* weights;
+  } context{plan, args, packed.floats()};
+
+  args.parallel.run(
+      plan.s.slabs(),
+      [](int64_t begin, int64_t end, void* opaque) {
+        const Context& x = *static_cast<Context*>(opaque);
+        const auto* w = static_cast<const typename E::T*>(x.args.w);
+        for (int64_t slab = begin; slab < end; ++slab) {
+          pack_slab<E>(x.plan.c, x.plan.s, w, slab,
+                       x.weights + slab * packed_slab_floats(x.plan.c));
+        }
+      },
+      &context);
+  args.parallel.run(
+      plan.tasks(),
+      [](int64_t begin, int64_t end, void* opaque) {
+        const Context& x = *static_cast<Context*>(opaque);
+        ConvTask<E> task(x.plan, x.args, x.weights);
+        for (int64_t i = begin; i < end; ++i) task.run(i);
+      },
+      &context);
+}
+
+}  // namespace grouped_conv::cpu::GROUPED_CONV_ISA

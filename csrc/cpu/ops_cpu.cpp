@@ -1,0 +1,120 @@
+// The ops for dispatch key CPU: validate, make tensors dense, allocate, choose the kernel.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+
+#include "../checks.h"
+#include "kernels.h"
+
+namespace grouped_conv::cpu {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+
+DType to_dtype(ScalarType t) {
+  switch (t) {
+    case ScalarType::Float: return DType::kFloat32;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Half: return DType::kFloat16;
+    case ScalarType::Double: return DType::kFloat64;
+    default:
+      STD_TORCH_CHECK(false, "grouped_conv: the CPU kernels take float32, bfloat16, float16 and "
+                      "float64 tensors");
+  }
+}
+
+MemoryFormat memory_format(bool channels_last) {
+  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+Tensor dense(const Tensor& t, bool channels_last) {
+  return torch::stable::contiguous(t, memory_format(channels_last));
+}
+
+Tensor allocate(const Tensor& like, const int64_t (&sizes)[4], bool channels_last) {
+  return torch::stable::empty({sizes, 4}, like.scalar_type(), std::nullopt, like.device(),
+                              std::nullopt, memory_format(channels_last));
+}
+
+void run_parallel(int64_t count, void (*body)(int64_t, int64_t, void*), void* context) {
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, 1, body, context));
+}
+
+void launch(Pass pass, const ConvProblem& p, ScalarType dtype, bool channels_last, const Tensor& x,
+            const Tensor& w, const Tensor& y, const void* bias) {
+  if (p.N == 0) {
+    if (pass == Pass::kWgrad) torch::stable::zero_(const_cast<Tensor&>(w));
+    return;
+  }
+  uint32_t threads = 1;
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
+  const PassArgs args{pass,
+                      p,
+                      to_dtype(dtype),
+                      channels_last ? Layout::kNHWC : Layout::kNCHW,
+                      x.data_ptr(),
+                      w.data_ptr(),
+                      y.data_ptr(),
+                      bias,
+                      {run_parallel, threads}};
+  if (direct_refusal(pass, p, args.dtype) == nullptr) {
+    isa_kernels().direct(args);
+  } else {
+    simple(args);
+  }
+}
+
+Tensor fprop(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+             IntList stride, IntList padding, IntList dilation, int64_t groups) {
+  const ConvProblem p = check_fprop(input, weight, bias, {stride, padding, dilation, groups});
+  to_dtype(input.scalar_type());
+  const bool channels_last = suggests_channels_last(input);
+  const Tensor x = dense(input, channels_last);
+  const Tensor w = torch::stable::contiguous(weight);
+  const std::optional<Tensor> b =
+      bias.has_value() ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
+  Tensor y = allocate(input, {p.N, p.K, p.P, p.Q}, channels_last);
+  launch(Pass::kFprop, p, x.scalar_type(), channels_last, x, w, y,
+         b.has_value() ? b->data_ptr() : nullptr);
+  return y;
+}
+
+Tensor dgrad(const Tensor& grad_output, const Tensor& weight, IntList input_size, IntList stride,
+             IntList padding, IntList dilation, int64_t groups, bool channels_last) {
+  const ConvProblem p =
+      check_dgrad(grad_output, weight, input_size, {stride, padding, dilation, groups});
+  to_dtype(grad_output.scalar_type());
+  const Tensor dy = dense(grad_output, channels_last);
+  const Tensor w = torch::stable::contiguous(weight);
+  Tensor dx = allocate(grad_output, {p.N, p.C, p.H, p.W}, channels_last);
+  launch(Pass::kDgrad, p, dy.scalar_type(), channels_last, dx, w, dy, nullptr);
+  return dx;
+}
+
+Tensor wgrad(const Tensor& grad_output, const Tensor& input, IntList weight_size, IntList stride,
+             IntList padding, IntList dilation, int64_t groups, bool channels_last) {
+  const ConvProblem p =
+      check_wgrad(grad_output, input, weight_size, {stride, padding, dilation, groups});
+  to_dtype(input.scalar_type());
+  // The activations keep the layout of input; channels_last speaks of dw.
+  const bool nhwc = suggests_channels_last(input);
+  const Tensor x = dense(input, nhwc);
+  const Tensor dy = dense(grad_output, nhwc);
+  Tensor dw = allocate(input, {p.K, p.c_per_group(), p.R, p.S}, false);
+  launch(Pass::kWgrad, p, x.scalar_type(), nhwc, x, dw, dy, nullptr);
+  return dense(dw, channels_last);
+}
+
+}  // namespace
+}  // namespace grouped_conv::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(grouped_conv, CPU, m) {
+  m.impl("fprop", TORCH_BOX(&grouped_conv::cpu::fprop));
+  m.impl("dgrad", TORCH_BOX(&grouped_conv::cpu::dgrad));
+  m.impl("wgrad", TORCH_BOX(&grouped_conv::cpu::wgrad));
+}

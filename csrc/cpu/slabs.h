@@ -1,0 +1,127 @@
+// How channels map to vector lanes, and how a row of a tensor becomes a strip: the channels of one
+// unit, converted to float32, in the order in which the register tiles read them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "elements.h"
+
+namespace grouped_conv::cpu::GROUPED_CONV_ISA {
+
+// A unit is the set of input channels that a strip holds, and the output channels made from them: in
+// permute mode kLanes channels of several whole groups, in broadcast mode one group. Its output
+// channels form slabs of at most kLanes lanes.
+struct Slabs {
+  bool permute;
+  int64_t units, slabs_per_unit;
+  int64_t in_unit, out_unit;  // channels per unit
+  int64_t in_channels, out_channels;
+  int64_t in_per_group, out_per_group;
+
+  int64_t slabs() const { return units * slabs_per_unit; }
+  int64_t in_begin(int64_t unit) const { return unit * in_unit; }
+  int64_t in_count(int64_t unit) const { return min64(in_unit, in_channels - unit * in_unit); }
+  int64_t out_begin(int64_t slab) const {
+    return slab / slabs_per_unit * out_unit + slab % slabs_per_unit * Vec::kLanes;
+  }
+  // Lanes of a slab that are channels of the tensor.
+  int lanes(int64_t slab) const {
+    const int64_t unit = slab / slabs_per_unit, first = slab % slabs_per_unit * Vec::kLanes;
+    const int64_t in_this_unit = min64(out_unit, out_channels - unit * out_unit);
+    return static_cast<int>(min64(Vec::kLanes, in_this_unit - first));
+  }
+};
+
+inline Slabs make_slabs(int64_t groups, int64_t in_per_group, int64_t out_per_group) {
+  constexpr int64_t L = Vec::kLanes;
+  Slabs s{};
+  s.in_per_group = in_per_group, s.out_per_group = out_per_group;
+  s.in_channels = groups * in_per_group, s.out_channels = groups * out_per_group;
+  s.permute = in_per_group == out_per_group && in_per_group < L && L % in_per_group == 0;
+  if (s.permute) {
+    s.in_unit = s.out_unit = L;
+    s.units = ceil_div(s.in_channels, L);
+    s.slabs_per_unit = 1;
+  } else {
+    s.in_unit = in_per_group, s.out_unit = out_per_group;
+    s.units = groups;
+    s.slabs_per_unit = ceil_div(out_per_group, L);
+  }
+  return s;
+}
+
+// One activation tensor, [N, channels, h, w] in either layout.
+template <class E>
+struct Activation {
+  typename E::T* data;
+  bool nhwc;
+  int64_t channels, h, w;
+
+  typename E::T* at(int64_t n, int64_t c, int64_t row, int64_t col) const {
+    return nhwc ? data + ((n * h + row) * w + col) * channels + c
+                : data + ((n * channels + c) * h + row) * w + col;
+  }
+};
+
+// Columns [begin, begin + cols) of one row as pixels of kLanes channels; lanes beyond `channels`
+// become zero.
+template <class E>
+inline void load_pixels(const Activation<E>& t, int64_t n, int64_t c0, int channels, int64_t row,
+                        int64_t begin, int64_t cols, float* dst) {
+  constexpr int L = Vec::kLanes;
+  const typename E::T* src = t.at(n, c0, row, begin);
+  if (t.nhwc) {
+    if (channels == L) {
+      for (int64_t j = 0; j < cols; ++j) Vec::store(dst + j * L, E::load(src + j * t.channels));
+    } else {
+      for (int64_t j = 0; j < cols; ++j) {
+        Vec::store(dst + j * L, E::load_partial(src + j * t.channels, channels));
+      }
+    }
+    return;
+  }
+  transpose_in<E>(src, t.h * t.w, channels, cols, dst, L);
+  if (channels < L) {
+    for (int64_t j = 0; j < cols; ++j) {
+      std::memset(dst + j * L + channels, 0, sizeof(float) * (L - channels));
+    }
+  }
+}
+
+// The same columns as one plane per channel, `plane` floats apart.
+template <class E>
+inline void load_planes(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels,
+                        int64_t row, int64_t begin, int64_t cols, float* dst, int64_t plane) {
+  constexpr int L = Vec::kLanes;
+  const typename E::T* src = t.at(n, c0, row, begin);
+  if (t.nhwc) {
+    transpose_in<E>(src, t.channels, cols, channels, dst, plane);
+    return;
+  }
+  for (int64_t c = 0; c < channels; ++c, src += t.h * t.w, dst += plane) {
+    int64_t j = 0;
+    for (; j + L <= cols; j += L) Vec::store(dst + j, E::load(src + j));
+    if (j < cols) {
+      const int rest = static_cast<int>(cols - j);
+      Vec::store_partial(dst + j, E::load_partial(src + j, rest), rest);
+    }
+  }
+}
+
+// A whole row of `channels` channels from float32 pixels of kLanes channels.
+template <class E>
+inline void store_pixels(const Activation<E>& t, int64_t n, int64_t c0, int channels, int64_t row,
+                         const float* src) {
+  constexpr int L = Vec::kLanes;
+  typename E::T* dst = t.at(n, c0, row, 0);
+  if (t.nhwc) {
+    for (int64_t j = 0; j < t.w; ++j) {
+      E::store_partial(dst + j * t.channels, Vec::load(src + j * L), channels);
+    }
+  } else {
+    transpose_out<E>(src, L, channels, t.w, dst, t.h * t.w);
+  }
+}
+
+}  // namespace grouped_conv::cpu::GROUPED_CONV_ISA

@@ -1,0 +1,171 @@
+// The register tile of the direct kernels: kRows x kPx output pixels of kLanes output channels.
+//
+//   out[i][j][l] = bias[l] + sum_{c,r,s} in[i*kStride + r][j*kStride + s][group(l), c] * w[c][r][s][l]
+//
+// Lanes are output channels. All accumulators (16 at most of 32 vector registers with AVX-512, 8 of
+// 16 with AVX2) stay in registers over the whole reduction; for one input channel the kTR x kTS
+// weight vectors stay there too, and each input pixel is expanded to the lanes once and used by
+// every tap that touches it. Two ways to expand:
+//   permute     the lanes span several groups of fewer than kLanes channels: a strip holds pixels of
+//               kLanes channels and lane l receives channel c of its own group
+//   broadcast   the lanes belong to one group: a strip holds channel planes
+// No lane ever multiplies a value of another group, so Inf and NaN stay in theirs.
+// Summation order: channels, then taps in row-major order, whatever the tile's shape. Sums over many
+// channels are split into runs of kRunChannels that are added to each other: a shorter chain of
+// roundings for a percent of the time.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+namespace grouped_conv::cpu::GROUPED_CONV_ISA {
+
+template <class F, int... I>
+inline __attribute__((always_inline)) void unroll_sequence(F&& f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+
+// f(0), ..., f(N - 1) with compile-time arguments, so that arrays of registers are registers.
+template <int N, class F>
+inline __attribute__((always_inline)) void unroll(F&& f) {
+  unroll_sequence(f, std::make_integer_sequence<int, N>{});
+}
+
+constexpr int kMaxInputRows = 5;
+constexpr int kRunChannels = 16;
+
+struct TileArgs {
+  const float* rows[kMaxInputRows];  // strip rows, at the tile's first column
+  int64_t plane;                     // floats from one channel plane to the next (broadcast)
+  int channels;                      // input channels per group
+  const float* weights;              // [channels][kTR * kTS][kLanes]
+  Vec::Index group_base;             // lane -> first channel of its group (permute)
+  const float* bias;                 // [kLanes]
+  float* out;
+  int64_t out_row, out_px;  // floats between output rows and between output pixels
+  bool stream;
+};
+
+using TileFunction = void (*)(const TileArgs&);
+
+constexpr bool touches(int in, int tap, int stride, int outs) {
+  return in >= tap && (in - tap) % stride == 0 && (in - tap) / stride < outs;
+}
+
+template <bool kPermute, int kTR, int kTS, int kStride, int kRows, int kPx>
+__attribute__((flatten)) void tile(const TileArgs& a) {
+  constexpr int L = Vec::kLanes;
+  constexpr int kInRows = (kRows - 1) * kStride + kTR;
+  constexpr int kInCols = (kPx - 1) * kStride + kTS;
+  static_assert(kInRows <= kMaxInputRows);
+
+  Vec::Reg acc[kRows][kPx];
+  const Vec::Reg bias = Vec::load(a.bias);
+  unroll<kRows>([&](auto i) { unroll<kPx>([&](auto j) { acc[i][j] = bias; }); });
+
+  const float* rows[kInRows];
+  unroll<kInRows>([&](auto i) { rows[i] = a.rows[i]; });
+  const float* w = a.weights;
+  Vec::Index lane_channel = a.group_base;
+  Vec::Reg runs[kRows][kPx];
+  for (int c = 0; c < a.channels; ++c) {
+    if (c != 0 && c % kRunChannels == 0) {
+      const bool first = c == kRunChannels;
+      unroll<kRows>([&](auto i) {
+        unroll<kPx>([&](auto j) {
+          runs[i][j] = first ? acc[i][j] : Vec::add(runs[i][j], acc[i][j]);
+          acc[i][j] = Vec::zero();
+        });
+      });
+    }
+    // In permute mode the rows are the same for every channel: without this the compiler keeps them
+    // all across the loop, on the stack.
+    asm volatile("" ::: "memory");
+    Vec::Reg taps[kTR][kTS];
+    unroll<kTR>([&](auto r) {
+      unroll<kTS>([&](auto s) { taps[r][s] = Vec::load(w + (r * kTS + s) * L); });
+    });
+    unroll<kInRows>([&](auto i) {
+      unroll<kInCols>([&](auto j) {
+        Vec::Reg x;
+        if constexpr (kPermute) {
+          x = Vec::permute(rows[i] + j * L, lane_channel);
+        } else {
+          x = Vec::broadcast(rows[i] + j);
+        }
+        unroll<kTR>([&](auto r) {
+          unroll<kTS>([&](auto s) {
+            constexpr int kI = decltype(i)::value, kJ = decltype(j)::value;
+            constexpr int kR = decltype(r)::value, kS = decltype(s)::value;
+            if constexpr (touches(kI, kR, kStride, kRows) && touches(kJ, kS, kStride, kPx)) {
+              Vec::Reg& sum = acc[(kI - kR) / kStride][(kJ - kS) / kStride];
+              sum = Vec::fma(x, taps[kR][kS], sum);
+            }
+          });
+        });
+      });
+    });
+    w += kTR * kTS * L;
+    if constexpr (kPermute) {
+      lane_channel = Vec::next(lane_channel);
+    } else {
+      unroll<kInRows>([&](auto i) { rows[i] += a.plane; });
+    }
+  }
+
+  if (a.channels > kRunChannels) {
+    unroll<kRows>([&](auto i) {
+      unroll<kPx>([&](auto j) { acc[i][j] = Vec::add(runs[i][j], acc[i][j]); });
+    });
+  }
+  if (a.stream) {
+    unroll<kRows>([&](auto i) {
+      unroll<kPx>([&](auto j) { Vec::stream(a.out + i * a.out_row + j * a.out_px, acc[i][j]); });
+    });
+  } else {
+    unroll<kRows>([&](auto i) {
+      unroll<kPx>([&](auto j) { Vec::store(a.out + i * a.out_row + j * a.out_px, acc[i][j]); });
+    });
+  }
+}
+
+constexpr int kMinPx = 5, kMaxPx = 8;
+
+template <bool kPermute, int kTR, int kTS, int kStride, int kRows>
+inline TileFunction select_px(int px) {
+  switch (px) {
+    case 5: return tile<kPermute, kTR, kTS, kStride, kRows, 5>;
+    case 6: return tile<kPermute, kTR, kTS, kStride, kRows, 6>;
+    case 7: return tile<kPermute, kTR, kTS, kStride, kRows, 7>;
+    default: return tile<kPermute, kTR, kTS, kStride, kRows, 8>;
+  }
+}
+
+template <bool kPermute, int kTR, int kTS, int kStride>
+inline TileFunction select_rows(int rows, int px) {
+  if constexpr (Vec::kTileRows == 2) {
+    if (rows == 2) return select_px<kPermute, kTR, kTS, kStride, 2>(px);
+  }
+  return select_px<kPermute, kTR, kTS, kStride, 1>(px);
+}
+
+// The tap grids that occur: 3x3 at strides 1 and 2 (fprop, dgrad at stride 1) and the four phases of
+// dgrad at stride 2.
+template <bool kPermute>
+inline TileFunction select_taps(int tap_rows, int tap_cols, int stride, int rows, int px) {
+  if (stride == 2) return select_rows<kPermute, 3, 3, 2>(rows, px);
+  if (tap_rows == 3) return select_rows<kPermute, 3, 3, 1>(rows, px);
+  if (tap_rows == 2 && tap_cols == 2) return select_rows<kPermute, 2, 2, 1>(rows, px);
+  if (tap_rows == 2) return select_rows<kPermute, 2, 1, 1>(rows, px);
+  if (tap_cols == 2) return select_rows<kPermute, 1, 2, 1>(rows, px);
+  return select_rows<kPermute, 1, 1, 1>(rows, px);
+}
+
+inline TileFunction select_tile(bool permute, int tap_rows, int tap_cols, int stride, int rows,
+                                int px) {
+  return permute ? select_taps<true>(tap_rows, tap_cols, stride, rows, px)
+                 : select_taps<false>(tap_rows, tap_cols, stride, rows, px);
+}
+
+}  // namespace grouped_conv::cpu::GROUPED_CONV_ISA
