@@ -1,0 +1,214 @@
+"""Who is measured: the library as a user calls it, and PyTorch and others beside it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from grouped_conv import functional
+from grouped_conv.bench.roofline import DTYPES
+from grouped_conv.problem import ConvProblem, Pass
+
+LAYOUTS: dict[str, torch.memory_format] = {
+    "nhwc": torch.channels_last,
+    "nchw": torch.contiguous_format,
+}
+PEERS = ("torch", "inductor", "spio")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure: a problem, the pass, and how its tensors are stored."""
+
+    problem: ConvProblem
+    pass_name: Pass
+    dtype: str
+    layout: str
+    device: torch.device
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return LAYOUTS[self.layout]
+
+    def in_layout(self, layout: str) -> Case:
+        """The same case with tensors in another layout."""
+        return replace(self, layout=layout)
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Input, weight and output gradient; a pass reads two of them."""
+
+    x: Tensor
+    w: Tensor
+    dy: Tensor
+
+    @classmethod
+    def random(cls, case: Case, seed: int) -> Operands:
+        """Standard normal x and dy; w scaled so that y has about unit variance."""
+        p = case.problem
+        generator = torch.Generator(case.device).manual_seed(seed)
+
+        def normal(size: tuple[int, ...], scale: float = 1.0) -> Tensor:
+            values = torch.randn(size, generator=generator, device=case.device).mul_(scale)
+            values = values.to(DTYPES[case.dtype])
+            return values.contiguous(memory_format=case.memory_format)
+
+        fan_in = p.c_per_group * p.R * p.S
+        return cls(normal(p.input_size), normal(p.weight_size, fan_in**-0.5), normal(p.output_size))
+
+    def read_by(self, pass_name: Pass) -> tuple[Tensor, Tensor]:
+        """The two tensors that a pass reads."""
+        reads = {"fprop": (self.x, self.w), "dgrad": (self.dy, self.w), "wgrad": (self.dy, self.x)}
+        return reads[pass_name]
+
+    def copy(self, case: Case) -> Operands:
+        """The same values in memory of their own, in the case's layout; unread ones shared."""
+        read = {id(tensor) for tensor in self.read_by(case.pass_name)}
+
+        def fresh(tensor: Tensor) -> Tensor:
+            if id(tensor) not in read:
+                return tensor
+            return tensor.clone(memory_format=case.memory_format)
+
+        return Operands(fresh(self.x), fresh(self.w), fresh(self.dy))
+
+
+Run = Callable[[Operands], Tensor]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A name, the case it runs (its layout may be its own) and the call that is timed."""
+
+    name: str
+    case: Case
+    run: Run
+
+
+def ours(case: Case, backend: str | None) -> Contender:
+    """The library's routed pass, without autograd: what a user's call arrives at."""
+    p = case.problem
+    geometry = (p.stride, p.padding, p.dilation, p.G)
+    channels_last = case.layout == "nhwc"
+
+    def fprop(t: Operands) -> Tensor:
+        return functional.fprop(t.x, t.w, None, *geometry, backend=backend)
+
+    def dgrad(t: Operands) -> Tensor:
+        return functional.dgrad(t.dy, t.w, p.input_size, *geometry, channels_last, backend=backend)
+
+    def wgrad(t: Operands) -> Tensor:
+        return functional.wgrad(t.dy, t.x, p.weight_size, *geometry, channels_last, backend=backend)
+
+    runs: dict[Pass, Run] = {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}
+    return Contender("ours", case, runs[case.pass_name])
+
+
+def _aten(case: Case) -> Run:
+    """PyTorch's own convolution and its two gradients, one at a time."""
+    p = case.problem
+    geometry = (p.stride, p.padding, p.dilation)
+
+    def fprop(t: Operands) -> Tensor:
+        return F.conv2d(t.x, t.w, None, *geometry, p.G)
+
+    def backward(t: Operands, mask: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+            t.dy, t.x, t.w, None, *geometry, False, (0, 0), p.G, mask
+        )
+        return outputs
+
+    def dgrad(t: Operands) -> Tensor:
+        return backward(t, (True, False, False))[0]
+
+    def wgrad(t: Operands) -> Tensor:
+        return backward(t, (False, True, False))[1]
+
+    runs: dict[Pass, Run] = {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}
+    return runs[case.pass_name]
+
+
+def pytorch(case: Case) -> Contender:
+    """PyTorch in the case's own layout, and the yardstick of accuracy."""
+    name = f"cuDNN {case.layout}" if case.device.type == "cuda" else "PyTorch"
+    return Contender(name, case, _aten(case))
+
+
+def _inductor(case: Case) -> Contender:
+    """PyTorch's compiler with all its autotuning; it compiles the convolution alone."""
+    torch._dynamo.reset()  # else the shapes of earlier rows count against the recompile limit
+    run = torch.compile(
+        _aten(case), mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True
+    )
+    return Contender("Inductor", case, run)
+
+
+def _spio(case: Case) -> Contender:
+    """Spio's CUDA kernels: fp16 NHWC, 8 channels per group, stride 1, 3x3."""
+    import spio.functional  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
+
+    p = case.problem
+    pad_h, pad_w = p.padding
+    ops = torch.ops.spio
+
+    def fprop(t: Operands) -> Tensor:
+        output: Tensor = ops.conv2d_gw8(t.x, t.w, None, 1, pad_h, pad_w, 1, p.G)
+        return output
+
+    def backward(t: Operands, needs_x: bool, needs_w: bool) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = ops.conv2d_gw8_backward(
+            t.x, t.w, None, t.dy, pad_h, pad_w, needs_x, needs_w, False
+        )
+        return outputs
+
+    runs: dict[Pass, Run] = {
+        "fprop": fprop,
+        "dgrad": lambda t: backward(t, True, False)[0],
+        "wgrad": lambda t: backward(t, False, True)[1],
+    }
+    return Contender("spio", case, runs[case.pass_name])
+
+
+def _spio_refusal(case: Case) -> str | None:
+    p = case.problem
+    if case.device.type != "cuda":
+        return "spio needs a CUDA device"
+    if case.dtype != "float16":
+        return "spio has float16 only"
+    if (p.c_per_group, p.k_per_group, p.stride, p.dilation) != (8, 8, (1, 1), (1, 1)):
+        return "spio has 8 channels per group at stride 1 only"
+    if (p.R, p.S) != (3, 3):
+        return "spio has 3x3 only"
+    return None
+
+
+def missing(name: str, device: torch.device) -> str | None:
+    """Why a peer cannot run in this process at all, or None."""
+    if name == "spio":
+        if device.type != "cuda":
+            return "spio needs a CUDA device"
+        if importlib.util.find_spec("spio") is None:
+            return "spio is not installed"
+    return None
+
+
+def peers(case: Case, names: tuple[str, ...]) -> list[Callable[[], Contender]]:
+    """Makers of the peers that can run a case; the first is PyTorch in the same layout.
+
+    On CUDA that is cuDNN in both layouts, as the opponent is the better of the two.
+    """
+    makers: list[Callable[[], Contender]] = [lambda: pytorch(case)]
+    if case.device.type == "cuda":
+        other = "nchw" if case.layout == "nhwc" else "nhwc"
+        makers.append(lambda: pytorch(case.in_layout(other)))
+    if "inductor" in names:
+        makers.append(lambda: _inductor(case))
+    if "spio" in names and _spio_refusal(case) is None:
+        makers.append(lambda: _spio(case.in_layout("nhwc")))
+    return makers

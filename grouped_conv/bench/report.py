@@ -1,0 +1,134 @@
+"""Renders results as text: one table per group of rows, notes, and the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tabulate import tabulate  # type: ignore[import-untyped,unused-ignore]
+
+from grouped_conv.bench.results import Row, Run, Summary, grouped, summaries, summarise
+
+LEGEND = """\
+µs     median per call with cold inputs; ± half the interquartile range
+floor  max(FLOP / peak, bytes / bandwidth) over the time; bound: which of the two it is
+ratio  median over the rounds of the fastest peer's time by ours
+err    our rms error against float64 over PyTorch's
+first  µs of the first call with this shape, ours / the peer's
+MiB    what a call adds to the memory in use at its highest, ours / PyTorch's (--memory)"""
+
+
+def _micros(seconds: float) -> str:
+    value = seconds * 1e6
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.1f}"
+
+
+def _cells(row: Row, with_memory: bool, with_layouts: bool) -> dict[str, str]:
+    cells = {"layer": row.layer, "kernel": _kernel(row)}
+    if row.ours is None or row.best is None:
+        return cells | {"µs": row.status.upper()}
+    cells |= {
+        "µs": _micros(row.ours.median),
+        "±": f"{row.ours.spread:.0%}",
+        "GFLOP/s": f"{row.flops / row.ours.median / 1e9:.0f}",
+        "GB/s": f"{row.min_bytes / row.ours.median / 1e9:.1f}",
+        "floor": f"{row.share:.0%}",
+        "bound": row.bound,
+        "peer": row.best.name,
+        "peer µs": _micros(row.best.timing.median),
+        "ratio": f"{row.ratio:.2f}",
+    }
+    if with_layouts:
+        cells["same layout"] = f"{row.same_layout_ratio:.2f}"
+    if row.accuracy is not None:
+        cells["err"] = f"{row.accuracy.ratio:.2f}"
+    cells["first"] = f"{_micros(row.ours.cold)} / {_micros(row.best.timing.cold)}"
+    if with_memory and row.memory is not None:
+        memory = row.memory
+        cells["MiB"] = f"{_mebibytes(memory.ours)} / {_mebibytes(memory.torch)}"
+        cells["result MiB"] = _mebibytes(memory.result)
+    return cells
+
+
+def _kernel(row: Row) -> str:
+    if not row.kernel:
+        return row.backend
+    return row.kernel if row.backend in row.kernel else f"{row.backend}: {row.kernel}"
+
+
+def table(rows: Sequence[Row], tablefmt: str = "simple") -> str:
+    """The table of one group of rows, its geometric mean, and the rows' messages."""
+    with_memory = any(row.memory is not None for row in rows)
+    with_layouts = any(len({peer.layout for peer in row.peers}) > 1 for row in rows)
+    cells = [_cells(row, with_memory, with_layouts) for row in rows]
+    columns = list(dict.fromkeys(name for row in cells for name in row))
+    text_columns = ("layer", "kernel", "bound", "peer")
+    parts = [
+        str(rows[0].key),
+        tabulate(
+            [[row.get(name, "") for name in columns] for row in cells],
+            columns,
+            tablefmt=tablefmt,
+            disable_numparse=True,
+            colalign=["left" if name in text_columns else "right" for name in columns],
+        ),
+    ]
+    summary = summarise(str(rows[0].key), rows)
+    if summary is not None:
+        parts.append(_sentence(summary))
+    for row in rows:
+        parts += [f"{row.status}: {row.layer}: {row.message}"] if row.message else []
+        parts += [f"note: {row.layer}: {note}" for note in row.notes]
+    return "\n".join(line.rstrip() for line in "\n".join(parts).splitlines())
+
+
+def _sentence(summary: Summary) -> str:
+    return (
+        f"geometric mean {summary.ratio:.2f}x over {summary.rows} rows, "
+        f"{summary.share:.0%} of the floor; worst {summary.worst:.2f}x at {summary.worst_row}"
+    )
+
+
+def closing(rows: Sequence[Row], tablefmt: str = "simple") -> str:
+    """The table of geometric means: one line per group, and one of all."""
+    found = summaries(rows)
+    if not found:
+        return "nothing was timed"
+    with_layouts = any(abs(s.ratio - s.same_layout_ratio) > 1e-9 for s in found)
+    columns = ["geometric mean over", "rows", "ratio", "same layout", "floor", "worst", "worst row"]
+    lines = [
+        [
+            summary.name,
+            str(summary.rows),
+            f"{summary.ratio:.2f}",
+            f"{summary.same_layout_ratio:.2f}",
+            f"{summary.share:.0%}",
+            f"{summary.worst:.2f}",
+            summary.worst_row,
+        ]
+        for summary in found
+    ]
+    if not with_layouts:
+        del columns[3]
+        for line in lines:
+            del line[3]
+    text_columns = ("geometric mean over", "worst row")
+    alignment = ["left" if name in text_columns else "right" for name in columns]
+    return str(
+        tabulate(lines, columns, tablefmt=tablefmt, disable_numparse=True, colalign=alignment)
+    )
+
+
+def header(run: Run) -> str:
+    """Machine, versions, ceilings and how to read the tables."""
+    settings = ", ".join(f"{name} {value}" for name, value in run.settings.items())
+    return "\n".join([*run.machine.lines(), *run.roofline.lines(), settings, "", LEGEND])
+
+
+def whole(run: Run, tablefmt: str = "simple") -> str:
+    """Everything that a run prints."""
+    tables = [table(rows, tablefmt) for rows in grouped(run.rows).values()]
+    return "\n\n".join([header(run), *tables, closing(run.rows, tablefmt)])
