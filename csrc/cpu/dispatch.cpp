@@ -59,7 +59,7 @@ const IsaKernels* const* compiled_isa_kernels(int* count) {
   return kCompiled;
 }
 
-const char* direct_refusal(Pass, const ConvProblem& p, DType dtype) {
+const char* direct_refusal(const ConvProblem& p, DType dtype) {
   if (dtype == DType::kFloat64) return "the direct kernels compute in float32";
   if (p.R != 3 || p.S != 3) return "the direct kernels are for 3x3 filters";
   if (p.dilation_h != 1 || p.dilation_w != 1) return "the direct kernels are for dilation 1";

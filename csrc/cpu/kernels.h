@@ -53,7 +53,7 @@ const IsaKernels& isa_kernels();
 const IsaKernels* const* compiled_isa_kernels(int* count);
 
 // Why the direct kernels do not take a pass, or null if they do.
-const char* direct_refusal(Pass pass, const ConvProblem& p, DType dtype);
+const char* direct_refusal(const ConvProblem& p, DType dtype);
 
 // Any kernel size, stride, padding and dilation, any dtype: plain loops.
 void simple(const PassArgs& args);

@@ -62,7 +62,7 @@ void launch(Pass pass, const ConvProblem& p, ScalarType dtype, bool channels_las
                       y.data_ptr(),
                       bias,
                       {run_parallel, threads}};
-  if (direct_refusal(pass, p, args.dtype) == nullptr) {
+  if (direct_refusal(p, args.dtype) == nullptr) {
     isa_kernels().direct(args);
   } else {
     simple(args);

@@ -1,0 +1,33 @@
+"""Fast grouped convolution for PyTorch on CPU and GPU.
+
+>>> from grouped_conv import GroupedConv2d, replace_grouped_conv_
+>>> layer = GroupedConv2d(128, 128, 3, padding=1, groups=32)
+>>> report = replace_grouped_conv_(model)
+"""
+
+from grouped_conv import _libraries as _libraries
+
+_libraries.load()
+
+from grouped_conv._version import __version__  # noqa: E402
+from grouped_conv.convert import Report, replace_grouped_conv_  # noqa: E402
+from grouped_conv.functional import (  # noqa: E402
+    Decision,
+    available_backends,
+    explain,
+    grouped_conv2d,
+    use_backend,
+)
+from grouped_conv.modules import GroupedConv2d  # noqa: E402
+
+__all__ = [
+    "Decision",
+    "GroupedConv2d",
+    "Report",
+    "__version__",
+    "available_backends",
+    "explain",
+    "grouped_conv2d",
+    "replace_grouped_conv_",
+    "use_backend",
+]

@@ -1,0 +1,80 @@
+"""The compiled C++ kernels: CPU (SIMD, chosen at run time) and CUDA."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import torch
+
+from grouped_conv import _C, _libraries
+from grouped_conv.backends import Query, dtype_name
+
+NAME = "native"
+
+ISA_VARIABLE = "GROUPED_CONV_CPU_ISA"
+ISAS = ("avx512bf16", "avx512", "avx2", "portable")
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_DIRECT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Channels per group for which the direct CPU kernels were measured to beat oneDNN.
+_TUNED_CHANNELS = (4, 8, 16, 32)
+
+if (_cap := os.environ.get(ISA_VARIABLE)) is not None and _cap not in ISAS:
+    warnings.warn(
+        f"{ISA_VARIABLE}={_cap!r} is not one of {', '.join(ISAS)}; it is ignored", stacklevel=2
+    )
+
+_ISA = _C.cpu_isa()
+
+
+def unavailable() -> str | None:
+    return None
+
+
+def supports(query: Query) -> str | None:
+    if query.device == "cuda":
+        if reason := _libraries.cuda_absent_reason():
+            return reason
+    elif query.device != "cpu":
+        return f"there are no kernels for device {query.device}"
+    if query.dtype not in _DTYPES:
+        return f"there are no kernels for {dtype_name(query.dtype)}"
+    return None
+
+
+def _no_direct(query: Query) -> str | None:
+    """Why the direct CPU kernels do not take a problem; mirrors ``direct_refusal`` in C++."""
+    if query.dtype not in _DIRECT_DTYPES:
+        return "the direct kernels compute in float32"
+    if query.kernel_size != (3, 3):
+        return "the direct kernels are for 3x3 filters"
+    if query.dilation != (1, 1):
+        return "the direct kernels are for dilation 1"
+    if query.stride not in ((1, 1), (2, 2)):
+        return "the direct kernels are for strides 1 and 2, equal in both directions"
+    return None
+
+
+def prefers(query: Query) -> str | None:
+    if query.groups == 1:
+        return "one group is a dense convolution, which ATen does well"
+    if query.device == "cuda":
+        return "the CUDA kernels are plain loops, cuDNN is faster"
+    if reason := _no_direct(query):
+        return f"{reason}, ATen is faster than plain loops"
+    if query.c_per_group != query.k_per_group or query.c_per_group not in _TUNED_CHANNELS:
+        return (
+            f"{query.c_per_group} channels in and {query.k_per_group} out per group: the direct "
+            f"kernels are tuned for {', '.join(map(str, _TUNED_CHANNELS))}, in and out alike"
+        )
+    return None
+
+
+def kernel(query: Query) -> str:
+    dtype = dtype_name(query.dtype)
+    if query.device == "cuda":
+        return f"{query.pass_name}_simple_{dtype}_cuda"
+    if _no_direct(query) is None:
+        return f"{query.pass_name}_direct_{dtype}_{_ISA}"
+    return f"{query.pass_name}_simple_{dtype}"

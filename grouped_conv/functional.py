@@ -1,0 +1,313 @@
+"""Grouped convolution as a function, and the account of who computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function
+
+from grouped_conv.backends import ORDER, Query
+from grouped_conv.ops import autocast_dtype, cast
+from grouped_conv.problem import PASSES, ConvProblem, Pass
+from grouped_conv.routing import (
+    PassDecision,
+    available_backends,
+    current_backend,
+    decide,
+    decide_query,
+    dgrad,
+    fprop,
+    memory_format,
+    suggests_channels_last,
+    use_backend,
+    wgrad,
+)
+
+__all__ = [
+    "Decision",
+    "PassDecision",
+    "available_backends",
+    "decide",
+    "dgrad",
+    "explain",
+    "fprop",
+    "grouped_conv2d",
+    "use_backend",
+    "wgrad",
+]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Who computes a convolution and its gradients, and who refused."""
+
+    backend: str
+    """Backend of the forward pass."""
+    kernel: str
+    """Kernel of the forward pass."""
+    refused: tuple[tuple[str, str], ...]
+    """Backends that were asked before for the forward pass, each with its reason."""
+    passes: Mapping[Pass, tuple[str, str, str]]
+    """For each pass (backend, kernel, why not a backend asked before)."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.backend}: {self.kernel}"]
+        lines += [f"  {name} refused: {reason}" for name, reason in self.refused]
+        for name, (backend, kernel, reason) in self.passes.items():
+            lines.append(f"  {name:5}  {backend:6}  {kernel}" + (f"  ({reason})" if reason else ""))
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A call that our ops can express: 4-D tensors of one dtype and integer attributes."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    batched: bool
+
+    def query(self, pass_name: Pass) -> Query:
+        problem = ConvProblem.from_sizes(
+            self.input.shape,
+            self.weight.shape,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+        )
+        channels_last = suggests_channels_last(self.input)
+        return Query.of(pass_name, problem, self.input.dtype, self.input.device, channels_last)
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    """An int, or a sequence of one or two, as ATen expands it; None for anything else."""
+    values = (value,) if isinstance(value, (int, torch.SymInt)) else value
+    if not isinstance(values, (tuple, list)) or len(values) not in (1, 2):
+        return None
+    if not all(isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in values):
+        return None
+    return (values[0], values[-1])
+
+
+def _resolve_padding(
+    padding: Any, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int] | str:
+    """Padding as two ints, or the reason why it cannot be expressed so."""
+    if padding == "valid":
+        return (0, 0)
+    if padding == "same" and stride == (1, 1):
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        if any(t % 2 for t in total):
+            return "padding='same' with an even kernel pads unequally"
+        return (total[0] // 2, total[1] // 2)
+    pair = None if isinstance(padding, str) else _pair(padding)
+    if pair is None:
+        return f"padding {padding!r} is not one or two integers"
+    return pair
+
+
+def _transform_reason() -> str | None:
+    """Why a transform that is active sends a call to ATen; compiled graphs are traced below them."""
+    if torch.compiler.is_compiling():
+        return None
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation goes through ATen"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "torch.func transforms go through ATen"
+    return None
+
+
+def _tensor_reason(x: Any, w: Any, b: Any) -> str | None:
+    """Why tensors are not what the kernels take, whatever their sizes."""
+    if not isinstance(x, Tensor) or not isinstance(w, Tensor):
+        return "input and weight must be tensors"
+    if b is not None and not isinstance(b, Tensor):
+        return "bias must be a tensor or None"
+    tensors = (x, w) if b is None else (x, w, b)
+    for t in tensors:
+        if t.layout != torch.strided or t.is_nested:
+            return "the tensors are not dense and strided"
+        if t.is_conj() or t.is_neg():
+            return "a tensor is a lazy conjugate or negation"
+        if t.dtype != x.dtype:
+            return "the tensors have different dtypes"
+        if t.device != x.device:
+            return "the tensors are on different devices"
+    if not x.dtype.is_floating_point:
+        return f"there are no kernels for {str(x.dtype).removeprefix('torch.')}"
+    if x.dim() not in (3, 4) or w.dim() != 4 or (b is not None and b.dim() != 1):
+        return "the tensors do not have the dimensions of a 2-D convolution"
+    return None
+
+
+def _parse(
+    x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: Any
+) -> _Request | str:
+    """The call as our ops take it, or the reason why it is ATen's: an unusual call or a wrong one.
+
+    ATen validates what it is given, so a wrong call gets PyTorch's own error.
+    """
+    if reason := _transform_reason():
+        return reason
+    if isinstance(x, Tensor) and (dtype := autocast_dtype(x.device.type)) is not None:
+        device = x.device.type
+        x, w, b = (cast(t, dtype, device) if isinstance(t, Tensor) else t for t in (x, w, b))
+    if reason := _tensor_reason(x, w, b):
+        return reason
+    stride, dilation = _pair(stride), _pair(dilation)
+    if stride is None or dilation is None:
+        return "stride and dilation must be one or two integers"
+    if not isinstance(groups, (int, torch.SymInt)) or isinstance(groups, bool):
+        return "groups must be an integer"
+    resolved = _resolve_padding(padding, tuple(w.shape[2:]), stride, dilation)
+    if isinstance(resolved, str):
+        return resolved
+    if min(stride) < 1 or min(dilation) < 1 or min(resolved) < 0 or groups < 1:
+        return "stride, dilation, padding and groups must be positive"
+    batched = x.dim() == 4
+    if not batched:
+        x = x.unsqueeze(0)
+    k, c_per_group, r, s = w.shape
+    if x.shape[1] != c_per_group * groups or k % groups or min(k, c_per_group, r, s) < 1:
+        return "the channels do not fit the weight and the groups"
+    if b is not None and b.shape[0] != k:
+        return "the bias does not fit the weight"
+    problem = ConvProblem.from_sizes(x.shape, w.shape, stride, resolved, dilation, groups)
+    if problem.H < 1 or problem.W < 1 or problem.P < 1 or problem.Q < 1:
+        return "the kernel is larger than the padded input"
+    if suggests_channels_last(w) and not w.is_contiguous() and not suggests_channels_last(x):
+        # PyTorch's convolution answers in channels_last if either tensor is.
+        x = x.contiguous(memory_format=torch.channels_last)
+    return _Request(x, w, b, stride, resolved, dilation, groups, batched)
+
+
+def grouped_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Grouped 2-D convolution: :func:`torch.nn.functional.conv2d`, computed by the fastest kernel.
+
+    Whatever ``F.conv2d`` accepts is accepted, with its result, memory format, gradients and errors.
+    What no kernel of ours computes faster goes to ATen; :func:`explain` tells who takes a call.
+
+    Args:
+        input: ``[N, C, H, W]`` or ``[C, H, W]``, any layout; NCHW and channels_last are native.
+        weight: ``[K, C/groups, R, S]``.
+        bias: ``[K]`` or None.
+        stride: one int or two.
+        padding: one int or two, zeros added on both sides, or ``"same"`` or ``"valid"``.
+        dilation: one int or two.
+        groups: number of groups; divides C and K.
+        backend: ``"native"``, ``"triton"``, ``"aten"`` or ``"auto"``; None: the choice of
+            :func:`use_backend`.
+
+    Returns:
+        ``[N, K, P, Q]`` (or ``[K, P, Q]``), dtype of the input (of autocast, where it is on);
+        channels_last if input or weight is. Deterministic: the same bits for any number of
+        threads.
+
+    Raises:
+        What ``F.conv2d`` raises for the same arguments. RuntimeError: the backend that was named
+        cannot compute this call. ValueError: there is no backend of that name.
+    """
+    if has_torch_function((input, weight, bias)):
+        result: Tensor = handle_torch_function(
+            grouped_conv2d,
+            (input, weight, bias),
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            backend=backend,
+        )
+        return result
+    request = _parse(input, weight, bias, stride, padding, dilation, groups)
+    if isinstance(request, str):
+        return _by_aten(request, backend, (input, weight, bias, stride, padding, dilation, groups))
+    decision = decide_query(request.query("fprop"), backend)
+    if decision.backend == "aten":
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+    r = request
+    y: Tensor = torch.ops.grouped_conv.fprop(
+        r.input, r.weight, r.bias, r.stride, r.padding, r.dilation, r.groups
+    )
+    return y if r.batched else y.squeeze(0)
+
+
+def _by_aten(reason: str, backend: str | None, args: tuple[Any, ...]) -> Tensor:
+    """ATen's result or error; if another backend was named, its refusal, should ATen accept."""
+    name = current_backend() if backend is None else backend
+    if name not in ("auto", *ORDER):
+        raise ValueError(
+            f"unknown backend {name!r}: expected auto, {', '.join(ORDER[:-1])} or {ORDER[-1]}"
+        )
+    y = F.conv2d(*args)
+    if name not in ("auto", "aten"):
+        raise RuntimeError(f"grouped_conv backend {name} cannot compute fprop: {reason}")
+    return y
+
+
+def explain(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    backend: str | None = None,
+) -> Decision:
+    """Who would compute :func:`grouped_conv2d` with these arguments, and its gradients, and why.
+
+    Computes nothing. Sizes are not validated: what does not fit is ATen's, which raises its error
+    when called.
+
+    Returns:
+        The backend and kernel of each pass, and each backend asked before with its reason.
+
+    Raises:
+        RuntimeError: the backend that was named cannot compute this call.
+    """
+    request = _parse(input, weight, bias, stride, padding, dilation, groups)
+    if isinstance(request, str):
+        name = current_backend() if backend is None else backend
+        if name not in ("auto", "aten"):
+            raise RuntimeError(f"grouped_conv backend {name} cannot compute fprop: {request}")
+        refused = () if name == "aten" else tuple((b, request) for b in ORDER if b != "aten")
+        first = PassDecision("aten", "aten::convolution", refused)
+        after = PassDecision("aten", "aten::convolution_backward", refused)
+        decisions = {p: first if p == "fprop" else after for p in PASSES}
+    else:
+        decisions = {p: decide_query(request.query(p), backend) for p in PASSES}
+        first = decisions["fprop"]
+        if first.backend == "aten":
+            # ATen's convolution differentiates itself.
+            kernel = "aten::convolution_backward"
+            decisions = {
+                p: d if p == "fprop" else PassDecision("aten", kernel, first.refused)
+                for p, d in decisions.items()
+            }
+    passes = {p: (d.backend, d.kernel, d.reason) for p, d in decisions.items()}
+    return Decision(first.backend, first.kernel, first.refused, passes)

@@ -1,0 +1,27 @@
+"""The drop-in layer."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
+
+from grouped_conv.functional import grouped_conv2d
+
+
+class GroupedConv2d(nn.Conv2d):
+    """:class:`torch.nn.Conv2d`, computed by :func:`grouped_conv.grouped_conv2d`.
+
+    Same arguments, parameters, state_dict, initialisation, results and errors. Shapes: input
+    ``[N, C, H, W]`` or ``[C, H, W]``, weight ``[K, C/groups, R, S]``, output ``[N, K, P, Q]`` or
+    ``[K, P, Q]``, any dtype and memory format that nn.Conv2d takes.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = _pair(0)
+        return grouped_conv2d(
+            input, weight, bias, self.stride, padding, self.dilation, self.groups
+        )

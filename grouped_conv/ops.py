@@ -1,0 +1,197 @@
+"""What PyTorch must know of the ops, once for every backend: fakes, gradients, autocast.
+
+The gradients of each op are compositions of the three passes, which are thereby differentiable any
+number of times:
+
+=======  ==========================  ==========================
+op       gradient of its 1st input   gradient of its 2nd input
+=======  ==========================  ==========================
+fprop    dgrad(dy, w)                wgrad(dy, x)
+dgrad    fprop(ddx, w)               wgrad(dy, ddx)
+wgrad    fprop(x, ddw)               dgrad(dy, ddw)
+=======  ==========================  ==========================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grouped_conv import routing
+from grouped_conv.problem import output_extent
+from grouped_conv.routing import memory_format, suggests_channels_last
+
+_Grads = tuple[Tensor | None, ...]
+
+
+@torch.library.register_fake("grouped_conv::fprop")
+def _fprop_fake(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    torch._check(x.dim() == 4 and w.dim() == 4, lambda: "grouped_conv: expected 4-D tensors")
+    torch._check(
+        x.shape[1] == w.shape[1] * groups,
+        lambda: (
+            f"Given groups={groups}, weight of size {list(w.shape)}, expected "
+            f"input{list(x.shape)} to have {w.shape[1] * groups} channels, but got "
+            f"{x.shape[1]} channels instead"
+        ),
+    )
+    p, q = (
+        output_extent(x.shape[2 + i], w.shape[2 + i], padding[i], stride[i], dilation[i])
+        for i in range(2)
+    )
+    return torch.empty(
+        (x.shape[0], w.shape[0], p, q),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=memory_format(suggests_channels_last(x)),
+    )
+
+
+@torch.library.register_fake("grouped_conv::dgrad")
+def _dgrad_fake(
+    dy: Tensor,
+    w: Tensor,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+) -> Tensor:
+    return torch.empty(
+        tuple(input_size),
+        dtype=dy.dtype,
+        device=dy.device,
+        memory_format=memory_format(channels_last),
+    )
+
+
+@torch.library.register_fake("grouped_conv::wgrad")
+def _wgrad_fake(
+    dy: Tensor,
+    x: Tensor,
+    weight_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+) -> Tensor:
+    return torch.empty(
+        tuple(weight_size),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=memory_format(channels_last),
+    )
+
+
+def _setup_fprop(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, w, bias, *ctx.attributes = inputs
+    ctx.save_for_backward(x, w)
+    ctx.has_bias = bias is not None
+
+
+def _backward_fprop(ctx: Any, dy: Tensor) -> _Grads:
+    x, w = ctx.saved_tensors
+    a = ctx.attributes
+    dx = dw = db = None
+    if ctx.needs_input_grad[0]:
+        dx = routing.dgrad(dy, w, x.shape, *a, suggests_channels_last(x))
+    if ctx.needs_input_grad[1]:
+        dw = routing.wgrad(dy, x, w.shape, *a, suggests_channels_last(w))
+    if ctx.has_bias and ctx.needs_input_grad[2]:
+        db = dy.sum((0, 2, 3))
+    return dx, dw, db, None, None, None, None
+
+
+def _setup_dgrad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    dy, w, _, *attributes, _ = inputs
+    ctx.attributes = attributes
+    ctx.save_for_backward(dy, w)
+
+
+def _backward_dgrad(ctx: Any, ddx: Tensor) -> _Grads:
+    dy, w = ctx.saved_tensors
+    a = ctx.attributes
+    d_dy = d_w = None
+    if ctx.needs_input_grad[0]:
+        d_dy = routing.fprop(ddx, w, None, *a)
+    if ctx.needs_input_grad[1]:
+        d_w = routing.wgrad(dy, ddx, w.shape, *a, suggests_channels_last(w))
+    return d_dy, d_w, None, None, None, None, None, None
+
+
+def _setup_wgrad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    dy, x, _, *attributes, _ = inputs
+    ctx.attributes = attributes
+    ctx.save_for_backward(dy, x)
+
+
+def _backward_wgrad(ctx: Any, ddw: Tensor) -> _Grads:
+    dy, x = ctx.saved_tensors
+    a = ctx.attributes
+    d_dy = d_x = None
+    if ctx.needs_input_grad[0]:
+        d_dy = routing.fprop(x, ddw, None, *a)
+    if ctx.needs_input_grad[1]:
+        d_x = routing.dgrad(dy, ddw, x.shape, *a, suggests_channels_last(x))
+    return d_dy, d_x, None, None, None, None, None, None
+
+
+for _name, _setup, _backward in (
+    ("fprop", _setup_fprop, _backward_fprop),
+    ("dgrad", _setup_dgrad, _backward_dgrad),
+    ("wgrad", _setup_wgrad, _backward_wgrad),
+):
+    torch.library.register_autograd(f"grouped_conv::{_name}", _backward, setup_context=_setup)
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype that autocast, if it is on for a device, gives to convolutions."""
+    if not torch.amp.is_autocast_available(device_type):
+        return None
+    if not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
+def cast(t: Tensor | None, dtype: torch.dtype, device_type: str) -> Tensor | None:
+    """t as autocast would cast it: floating point, on the device, and not float64."""
+    if t is None or t.device.type != device_type:
+        return t
+    if not t.dtype.is_floating_point or t.dtype in (torch.float64, dtype):
+        return t
+    return t.to(dtype)
+
+
+def _autocast_rule(name: str, device_type: str) -> Callable[..., Tensor]:
+    """The kernel of one op for an Autocast dispatch key: cast, then below autocast."""
+    op = getattr(torch.ops.grouped_conv, name).default
+    key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
+    exclude = torch._C.DispatchKeySet(key)
+
+    def rule(*args: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype(device_type)
+        cast_args = [cast(a, dtype, device_type) if isinstance(a, Tensor) else a for a in args]
+        with torch._C._ExcludeDispatchKeyGuard(exclude):
+            out: Tensor = op(*cast_args)
+            return out
+
+    return rule
+
+
+_library = torch.library.Library("grouped_conv", "IMPL")
+for _device in ("cpu", "cuda"):
+    for _name in ("fprop", "dgrad", "wgrad"):
+        _library.impl(_name, _autocast_rule(_name, _device), f"Autocast{_device.upper()}")

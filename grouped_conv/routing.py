@@ -1,0 +1,242 @@
+"""Which backend computes a pass, and the three passes routed to it, without autograd rules."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from grouped_conv import _libraries
+from grouped_conv.backends import ORDER, Query
+from grouped_conv.problem import ConvProblem, Pass
+
+_libraries.load()
+
+from grouped_conv.backends import aten, native, triton  # noqa: E402  (native needs its library)
+
+BACKEND_VARIABLE = "GROUPED_CONV_BACKEND"
+
+_MODULES: dict[str, ModuleType] = {m.NAME: m for m in (native, triton, aten)}
+assert tuple(_MODULES) == ORDER
+
+_OPS = torch.ops.grouped_conv
+
+
+@dataclass(frozen=True)
+class PassDecision:
+    """Who computes one pass."""
+
+    backend: str
+    kernel: str
+    refused: tuple[tuple[str, str], ...]
+    """The backends that were asked before, each with its reason."""
+
+    @property
+    def reason(self) -> str:
+        """Why this backend: empty for the first choice, else why those before it refused."""
+        return "; ".join(f"{name}: {why}" for name, why in self.refused)
+
+
+def _check_name(name: object, source: str = "") -> str:
+    if not isinstance(name, str) or name not in ("auto", *ORDER):
+        raise ValueError(
+            f"{source}unknown backend {name!r}: expected auto, {', '.join(ORDER[:-1])} or "
+            f"{ORDER[-1]}"
+        )
+    return name
+
+
+_default = _check_name(os.environ.get(BACKEND_VARIABLE, "auto"), f"{BACKEND_VARIABLE}: ")
+_chosen: ContextVar[str | None] = ContextVar("grouped_conv_backend", default=None)
+
+
+def current_backend() -> str:
+    """The choice in force in this thread: a backend's name or ``auto``."""
+    return _chosen.get() or _default
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Choose the backend within a ``with`` block, for the current thread.
+
+    ``auto`` takes the first of native, triton and aten that supports a problem and is expected to
+    be the fastest; a backend's name takes that backend for all it supports and raises
+    ``RuntimeError`` for what it does not. The environment variable ``GROUPED_CONV_BACKEND`` sets
+    the choice outside of any block, the ``backend`` argument of a call overrides both. The gradient
+    passes follow the choice in force when they run.
+
+    Raises:
+        ValueError: the name is none of auto, native, triton, aten.
+    """
+    token = _chosen.set(_check_name(name))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def available_backends() -> dict[str, str | None]:
+    """Each backend's name with None if it can be used in this process, else the reason why not."""
+    return {name: module.unavailable() for name, module in _MODULES.items()}
+
+
+_cache: dict[tuple[Query, str], PassDecision] = {}
+_CACHE_LIMIT = 4096
+
+
+def _decide(query: Query, name: str) -> PassDecision:
+    if name != "auto":
+        module = _MODULES[name]
+        if reason := module.unavailable() or module.supports(query):
+            raise RuntimeError(f"grouped_conv backend {name} cannot compute {query.pass_name}: {reason}")
+        return PassDecision(name, module.kernel(query), ())
+    refused: list[tuple[str, str]] = []
+    for candidate in ORDER:
+        module = _MODULES[candidate]
+        reason = module.unavailable() or module.supports(query) or module.prefers(query)
+        if reason is None:
+            return PassDecision(candidate, module.kernel(query), tuple(refused))
+        refused.append((candidate, reason))
+    raise AssertionError("aten takes everything")
+
+
+def decide_query(query: Query, backend: str | None = None) -> PassDecision:
+    """Who computes a pass. A named backend that cannot raises ``RuntimeError`` with its reason."""
+    name = current_backend() if backend is None else _check_name(backend)
+    if torch.compiler.is_compiling():
+        return _decide(query, name)
+    key = (query, name)
+    decision = _cache.get(key)
+    if decision is None:
+        decision = _decide(query, name)
+        if len(_cache) < _CACHE_LIMIT:
+            _cache[key] = decision
+    return decision
+
+
+def decide(
+    problem: ConvProblem,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    channels_last: bool,
+    pass_name: Pass,
+    backend: str | None = None,
+) -> PassDecision:
+    """Who computes one pass of a problem, by the rules that :func:`use_backend` describes."""
+    return decide_query(
+        Query.of(pass_name, problem, dtype, torch.device(device), channels_last), backend
+    )
+
+
+def suggests_channels_last(t: Tensor) -> bool:
+    """Whether the strides of a 4-D tensor order it N, H, W, C, dense or not.
+
+    c10's ``is_channels_last_strides_2d``, which decides the memory format of PyTorch's own
+    convolution; ambiguous shapes resolve as they do there.
+    """
+    sizes, strides = t.shape, t.stride()
+    if strides[1] == 0:
+        return False
+    least = 0
+    for d in (1, 3, 2, 0):
+        if sizes[d] == 0 or strides[d] < least or (d == 0 and least == strides[1]):
+            return False
+        least = strides[d] * sizes[d] if sizes[d] > 1 else strides[d]
+    return True
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def fprop(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    backend: str | None = None,
+) -> Tensor:
+    """y ``[N, K, P, Q]`` from x ``[N, C, H, W]`` and w ``[K, C/G, R, S]``, in the layout of x."""
+    p = _problem(x.shape, w.shape, stride, padding, dilation, groups)
+    query = Query.of("fprop", p, x.dtype, x.device, suggests_channels_last(x))
+    if decide_query(query, backend).backend == "native":
+        y: Tensor = _OPS.fprop(x, w, bias, stride, padding, dilation, groups)
+        return y
+    return torch.conv2d(x, w, bias, stride, padding, dilation, groups)
+
+
+def dgrad(
+    dy: Tensor,
+    w: Tensor,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+    backend: str | None = None,
+) -> Tensor:
+    """dx ``[N, C, H, W]`` from dy ``[N, K, P, Q]`` and w, in the memory format that is asked for."""
+    p = _problem(input_size, w.shape, stride, padding, dilation, groups)
+    query = Query.of("dgrad", p, dy.dtype, dy.device, channels_last)
+    if decide_query(query, backend).backend == "native":
+        dx: Tensor = _OPS.dgrad(
+            dy, w, input_size, stride, padding, dilation, groups, channels_last
+        )
+        return dx
+    fmt = memory_format(channels_last)
+    # Only the shape and the memory format of x matter to this pass.
+    x = torch.empty(tuple(input_size), dtype=dy.dtype, device=dy.device, memory_format=fmt)
+    grads = torch.ops.aten.convolution_backward(
+        dy, x, w, None, stride, padding, dilation, False, [0, 0], groups, [True, False, False]
+    )
+    return grads[0].contiguous(memory_format=fmt)
+
+
+def wgrad(
+    dy: Tensor,
+    x: Tensor,
+    weight_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+    backend: str | None = None,
+) -> Tensor:
+    """dw ``[K, C/G, R, S]`` from dy and x, in the memory format that is asked for."""
+    p = _problem(x.shape, weight_size, stride, padding, dilation, groups)
+    query = Query.of("wgrad", p, x.dtype, x.device, suggests_channels_last(x))
+    if decide_query(query, backend).backend == "native":
+        dw: Tensor = _OPS.wgrad(
+            dy, x, weight_size, stride, padding, dilation, groups, channels_last
+        )
+        return dw
+    fmt = memory_format(channels_last)
+    w = torch.empty(tuple(weight_size), dtype=x.dtype, device=x.device)
+    grads = torch.ops.aten.convolution_backward(
+        dy, x, w, None, stride, padding, dilation, False, [0, 0], groups, [False, True, False]
+    )
+    return grads[1].contiguous(memory_format=fmt)
+
+
+def _problem(
+    input_size: Sequence[int],
+    weight_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> ConvProblem:
+    n, c, h, w = input_size
+    k, _, r, s = weight_size
+    return ConvProblem(n, c, h, w, k, r, s, groups, *padding, *stride, *dilation)
