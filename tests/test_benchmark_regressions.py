@@ -35,7 +35,7 @@ BATCH = 8
 def test_layer(benchmark: Any, pass_name: Pass, dtype: str, layer: Layer, who: str) -> None:
     case = Case(layer.problem(BATCH), pass_name, dtype, "nhwc", CPU)
     benchmark.group = f"{pass_name} {dtype} {layer}"
-    contender = ours(case, None) if who == "ours" else pytorch(case)
+    contender = ours(case) if who == "ours" else pytorch(case)
     base = Operands.random(case, seed=0)
     slots = slots_for(case.problem.min_bytes(DTYPES[dtype]), last_level_cache(CPU))
     cold_inputs = itertools.cycle([base.copy(case) for _ in range(slots)])

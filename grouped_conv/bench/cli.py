@@ -13,15 +13,16 @@ from typing import Any, cast
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
 
+from grouped_conv.backends import ORDER
 from grouped_conv.bench import machine, plots, report, results, roofline, timing
 from grouped_conv.bench.peers import LAYOUTS, PEERS, missing
 from grouped_conv.bench.problems import FAMILIES, Layer, resolve
 from grouped_conv.bench.results import Row, Run
 from grouped_conv.bench.run import Plan, measure_row
 from grouped_conv.problem import PASSES, Pass
+from grouped_conv.routing import current_backend
 
 _DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
-_BACKENDS = ("auto", "native", "triton", "aten")
 _PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 EPILOG = f"""\
@@ -151,9 +152,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--backend",
-        choices=_BACKENDS,
-        default="auto",
-        help="backend of this library that is measured (default: auto, as a user's call)",
+        choices=("auto", *ORDER),
+        default=current_backend(),
+        help="backend of this library that is measured (default: GROUPED_CONV_BACKEND, or auto)",
     )
     add(
         "--peers",
@@ -270,7 +271,7 @@ def _measure(flags: argparse.Namespace, tablefmt: str) -> tuple[Run, bool]:
         layouts=flags.layout,
         batches=flags.batch,
         device=flags.device,
-        backend=None if flags.backend == "auto" else flags.backend,
+        backend=flags.backend,
         peers=tuple(flags.peers),
         budget=timing.Budget(flags.min_time, flags.repeats),
         seed=flags.seed,
@@ -309,7 +310,7 @@ def _measure(flags: argparse.Namespace, tablefmt: str) -> tuple[Run, bool]:
 def _settings(plan: Plan, recycled: bool) -> dict[str, Any]:
     """What else decides the numbers, for the header and the JSON."""
     settings: dict[str, Any] = {
-        "backend": plan.backend or "auto",
+        "backend": plan.backend,
         "min-time": plan.budget.min_time,
         "repeats": plan.budget.repeats,
         "seed": plan.seed,

@@ -29,7 +29,7 @@ class Memory:
     torch: int
 
 
-def measure(case: Case, backend: str | None, threads: int) -> Memory:
+def measure(case: Case, backend: str, threads: int) -> Memory:
     """High-water mark of our call and of PyTorch's.
 
     On a CPU each is measured in a fresh process, so that scratch memory that a library keeps
@@ -60,7 +60,7 @@ def _on_cuda(contender: Contender) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _on_cpu(who: str, case: Case, backend: str | None, threads: int) -> int:
+def _on_cpu(who: str, case: Case, backend: str, threads: int) -> int:
     torch.set_num_threads(threads)
     p = case.problem
     small = replace(case, problem=replace(p, N=min(p.N, 1), H=p.R + 1, W=p.S + 1))
@@ -71,7 +71,7 @@ def _on_cpu(who: str, case: Case, backend: str | None, threads: int) -> int:
         return high_water(lambda: _contender(who, case, backend).run(operands))
 
 
-def _contender(who: str, case: Case, backend: str | None) -> Contender:
+def _contender(who: str, case: Case, backend: str) -> Contender:
     return ours(case, backend) if who == "ours" else pytorch(case)
 
 

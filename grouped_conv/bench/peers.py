@@ -91,7 +91,7 @@ class Contender:
     run: Run
 
 
-def ours(case: Case, backend: str | None) -> Contender:
+def ours(case: Case, backend: str = "auto") -> Contender:
     """The library's routed pass, without autograd: what a user's call arrives at."""
     p = case.problem
     geometry = (p.stride, p.padding, p.dilation, p.G)

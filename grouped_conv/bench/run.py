@@ -38,7 +38,7 @@ class Plan:
     layouts: Sequence[str]
     batches: Sequence[int]
     device: torch.device
-    backend: str | None = None
+    backend: str = "auto"
     peers: tuple[str, ...] = ("torch",)
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
@@ -95,22 +95,22 @@ def _first_line(error: Exception) -> str:
 
 
 def _decided(row: Row, case: Case, plan: Plan) -> Row:
-    """The row with the library's choice of kernel; refused where a wanted backend is not it."""
-    channels_last = case.layout == "nhwc"
-    decision = functional.decide(
-        case.problem,
-        DTYPES[case.dtype],
-        case.device,
-        channels_last,
-        case.pass_name,
-        backend=plan.backend,
-    )
+    """The row with the library's choice of kernel; refused where a named backend cannot."""
+    try:
+        decision = functional.decide(
+            case.problem,
+            DTYPES[case.dtype],
+            case.device,
+            case.layout == "nhwc",
+            case.pass_name,
+            backend=plan.backend,
+        )
+    except RuntimeError as error:
+        if plan.backend == "auto":
+            raise
+        return replace(row, status="refused", message=_first_line(error))
     refused = [[name, reason] for name, reason in decision.refused]
-    row = replace(row, backend=decision.backend, kernel=decision.kernel, refused=refused)
-    if plan.backend is None or decision.backend == plan.backend:
-        return row
-    reason = dict(decision.refused).get(plan.backend, f"the call goes to {decision.backend}")
-    return replace(row, status="refused", message=f"{plan.backend}: {reason}")
+    return replace(row, backend=decision.backend, kernel=decision.kernel, refused=refused)
 
 
 def _measure(row: Row, case: Case, plan: Plan, cache: int, watch: Stopwatch) -> Row:
