@@ -232,7 +232,7 @@ def case_of(layer: Layer, pass_name: str, batch: int = 3, layout: str = "nhwc") 
 
 
 @pytest.mark.parametrize("pass_name", ["fprop", "dgrad", "wgrad"])
-@pytest.mark.parametrize("budget", [1e12, 4e4, 1.0])
+@pytest.mark.parametrize("budget", [1e9, 6e-4, 1e-9])
 def test_exact_part_is_a_part_of_the_oracle(pass_name: str, budget: float) -> None:
     case = case_of(Layer(C=12, H=7, W=6, K=18, G=3, stride=2), pass_name, batch=5)
     operands = Operands.random(case, seed=3)
@@ -245,8 +245,8 @@ def test_exact_part_is_a_part_of_the_oracle(pass_name: str, budget: float) -> No
         whole = reference.wgrad(operands.dy, operands.x, p)
     exact = exact_part(case, operands, budget)
     assert exact.values.numel() > 0
-    assert (exact.name == "all") == (budget == 1e12)
-    assert exact.values.numel() < whole.numel() or budget == 1e12
+    assert (exact.name == "all") == (budget == 1e9)
+    assert exact.values.numel() < whole.numel() or budget == 1e9
     torch.testing.assert_close(exact.select(whole), exact.values, rtol=1e-12, atol=1e-12)
 
 
@@ -262,7 +262,7 @@ def test_verify_finds_every_kind_of_fault(pass_name: str) -> None:
     case = case_of(Layer(C=64, H=8, W=8, K=64, G=4), pass_name, batch=8)
     operands = Operands.random(case, seed=1)
     right = pytorch(case).run(operands)
-    part = exact_part(case, operands, budget=1.0)
+    part = exact_part(case, operands, budget=1e-9)
     assert part.name != "all"
     accuracy = verify(case, part, right.clone(), right)
     assert accuracy.ratio == 1.0
@@ -375,7 +375,7 @@ def test_a_backend_that_refuses_is_no_failure() -> None:
 
 def made_row(layer: str, batch: int, mine: float, theirs: dict[str, float]) -> Row:
     def times(seconds: float) -> Timing:
-        return Timing(seconds, 0.9 * seconds, 1.1 * seconds, 30, 5 * seconds)
+        return Timing(seconds, 0.9 * seconds, 1.1 * seconds, 0.8 * seconds, 30, 5 * seconds)
 
     return Row(
         layer=layer,

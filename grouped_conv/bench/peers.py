@@ -50,17 +50,25 @@ class Operands:
 
     @classmethod
     def random(cls, case: Case, seed: int) -> Operands:
-        """Standard normal x and dy; w scaled so that y has about unit variance."""
+        """Standard normal x and dy, w such that y has about unit variance; NaN in what the pass
+        must not read."""
         p = case.problem
         generator = torch.Generator(case.device).manual_seed(seed)
 
-        def normal(size: tuple[int, ...], scale: float = 1.0) -> Tensor:
-            values = torch.randn(size, generator=generator, device=case.device).mul_(scale)
-            values = values.to(DTYPES[case.dtype])
-            return values.contiguous(memory_format=case.memory_format)
+        def filled(size: tuple[int, ...], scale: float, unread_by: Pass) -> Tensor:
+            values = torch.empty(size, dtype=DTYPES[case.dtype], device=case.device)
+            values = values.contiguous(memory_format=case.memory_format)
+            if case.pass_name == unread_by:
+                return values.fill_(float("nan"))
+            normal = torch.randn(size, generator=generator, device=case.device)
+            return values.copy_(normal.mul_(scale))
 
         fan_in = p.c_per_group * p.R * p.S
-        return cls(normal(p.input_size), normal(p.weight_size, fan_in**-0.5), normal(p.output_size))
+        return cls(
+            filled(p.input_size, 1.0, "dgrad"),
+            filled(p.weight_size, fan_in**-0.5, "wgrad"),
+            filled(p.output_size, 1.0, "fprop"),
+        )
 
     def read_by(self, pass_name: Pass) -> tuple[Tensor, Tensor]:
         """The two tensors that a pass reads."""

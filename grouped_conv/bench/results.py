@@ -23,11 +23,12 @@ Status = Literal["ok", "refused", "mismatch", "error"]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call: median and quartiles of the steady state, and the first call of all."""
+    """Seconds per call: the steady state's median, quartiles and best, and the first call."""
 
     median: float
     low: float
     high: float
+    best: float
     calls: int
     cold: float
 
@@ -263,6 +264,7 @@ def _flat(row: Row) -> dict[str, Any]:
         "us": ours and ours.median * 1e6,
         "us_low": ours and ours.low * 1e6,
         "us_high": ours and ours.high * 1e6,
+        "us_best": ours and ours.best * 1e6,
         "calls": ours and ours.calls,
         "cold_us": ours and ours.cold * 1e6,
         "gflops": ours and row.flops / ours.median / 1e9,
@@ -272,6 +274,7 @@ def _flat(row: Row) -> dict[str, Any]:
         "share": row.share,
         "best_peer": best and best.name,
         "best_peer_us": best and best.timing.median * 1e6,
+        "best_peer_us_best": best and best.timing.best * 1e6,
         "best_peer_cold_us": best and best.timing.cold * 1e6,
         "ratio": row.ratio,
         "same_layout_ratio": row.same_layout_ratio,

@@ -201,5 +201,5 @@ def _time(
     timings = []
     for (_, cold), seconds in zip(entrants, samples, strict=True):
         low, median, high = quartiles(seconds)
-        timings.append(Timing(median, low, high, len(seconds), cold))
+        timings.append(Timing(median, low, high, min(seconds), len(seconds), cold))
     return timings, [paired_ratio(samples[0], theirs) for theirs in samples[1:]]

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from grouped_conv import reference
 from grouped_conv.bench.peers import Case, Operands
-from grouped_conv.bench.roofline import DTYPES
+from grouped_conv.problem import ConvProblem
 
 ALLOWED = 1.5
+# What the oracle does in about a quarter of a second: products, and values that a tap touches.
 _ORACLE_FLOPS = 1e9
+_ORACLE_TOUCHES = 3e7
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,18 @@ def spread(count: int, total: int) -> list[int]:
     return sorted({round(i * (total - 1) / (count - 1)) for i in range(count)})
 
 
-def exact_part(case: Case, operands: Operands, budget: float = _ORACLE_FLOPS) -> Exact:
-    """The oracle's result, or as much of it as about ``budget`` FLOPs allow."""
+def _cost(p: ConvProblem) -> float:
+    """The oracle's work on a problem; 1 is what may be spent on a row."""
+    touched = p.N * (p.C * p.H * p.W + p.K * p.P * p.Q) * p.R * p.S
+    return max(p.flops / _ORACLE_FLOPS, touched / _ORACLE_TOUCHES)
+
+
+def exact_part(case: Case, operands: Operands, budget: float = 1.0) -> Exact:
+    """The oracle's result, or as much of it as the budget allows."""
     if case.pass_name == "wgrad":
         return _exact_wgrad(case, operands, budget)
     p = case.problem
-    images = spread(int(budget / max(1, p.flops / p.N)), p.N)
+    images = spread(int(p.N * budget / _cost(p)), p.N)
     part = replace(p, N=len(images))
     if case.pass_name == "fprop":
         values = reference.fprop(operands.x[images], operands.w, None, part)
@@ -79,8 +87,8 @@ def exact_part(case: Case, operands: Operands, budget: float = _ORACLE_FLOPS) ->
 def _exact_wgrad(case: Case, operands: Operands, budget: float) -> Exact:
     """All images and pixels, for some groups and, where that is still too much, channels."""
     p = case.problem
-    groups = spread(int(budget / (p.flops / p.G)), p.G)
-    share = min(1.0, math.sqrt(budget / (p.flops * len(groups) / p.G)))
+    groups = spread(int(p.G * budget / _cost(p)), p.G)
+    share = min(1.0, math.sqrt(budget / _cost(p) * p.G / len(groups)))
     ks = spread(math.ceil(share * p.k_per_group), p.k_per_group)
     cs = spread(math.ceil(share * p.c_per_group), p.c_per_group)
     g = len(groups)
@@ -111,9 +119,9 @@ def _errors(result: Tensor, exact: Exact, scale: float) -> tuple[float, float]:
 def verify(case: Case, exact: Exact, result: Tensor, torch_result: Tensor) -> Accuracy:
     """Accuracy of our result; raises ``Mismatch`` where it is wrong or too far from exact.
 
-    Allowed is PyTorch's own error times ``ALLOWED``. Errors below a quarter (rms) or one
-    (largest) unit in the last place of the dtype pass whatever PyTorch's are: rounding the
-    exact result costs as much.
+    Allowed is PyTorch's own error times ``ALLOWED``, and beside it a quarter (rms) or two and a
+    half (largest error) roundings of the fp32 accumulator: over few elements the largest error
+    is a matter of luck.
     """
     if result.shape != torch_result.shape or result.dtype != torch_result.dtype:
         raise Mismatch(
@@ -125,17 +133,16 @@ def verify(case: Case, exact: Exact, result: Tensor, torch_result: Tensor) -> Ac
     scale = max(exact.values.square().mean().sqrt().item(), torch.finfo(torch.float64).tiny)
     rms, largest = _errors(result, exact, scale)
     torch_rms, torch_largest = _errors(torch_result, exact, scale)
-    eps = torch.finfo(DTYPES[case.dtype]).eps
-    peak = exact.values.abs().max().item() / scale
+    rounding = torch.finfo(torch.float32).eps
     # Each condition is written so that a NaN fails it.
-    if not (rms <= max(ALLOWED * torch_rms, eps / 4)):
+    if not (rms <= ALLOWED * torch_rms + 0.25 * rounding):
         raise Mismatch(f"rms error {rms:.2e} of the exact rms, PyTorch's {torch_rms:.2e}")
-    if not (largest <= max(ALLOWED * torch_largest, eps * peak)):
+    if not (largest <= ALLOWED * torch_largest + 2.5 * rounding):
         raise Mismatch(
             f"largest error {largest:.2e} of the exact rms, PyTorch's {torch_largest:.2e}"
         )
     elsewhere = (result - torch_result).abs().max().item() / scale
-    if not (elsewhere <= 4 * (largest + torch_largest + eps * peak)):
+    if not (elsewhere <= 4 * (largest + torch_largest + rounding)):
         raise Mismatch(
             f"outside the part compared with float64 ({exact.name}) it differs from PyTorch's "
             f"result by {elsewhere:.2e} of the exact rms"
