@@ -23,7 +23,6 @@ from grouped_conv.routing import (
     decide_query,
     dgrad,
     fprop,
-    memory_format,
     suggests_channels_last,
     use_backend,
     wgrad,
@@ -90,12 +89,16 @@ class _Request:
         return Query.of(pass_name, problem, self.input.dtype, self.input.device, channels_last)
 
 
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
 def _pair(value: Any) -> tuple[int, int] | None:
     """An int, or a sequence of one or two, as ATen expands it; None for anything else."""
-    values = (value,) if isinstance(value, (int, torch.SymInt)) else value
+    values = (value,) if _is_int(value) else value
     if not isinstance(values, (tuple, list)) or len(values) not in (1, 2):
         return None
-    if not all(isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in values):
+    if not all(_is_int(v) for v in values):
         return None
     return (values[0], values[-1])
 
@@ -118,7 +121,7 @@ def _resolve_padding(
 
 
 def _transform_reason() -> str | None:
-    """Why a transform that is active sends a call to ATen; compiled graphs are traced below them."""
+    """Why an active transform sends a call to ATen; compiled graphs are traced below them."""
     if torch.compiler.is_compiling():
         return None
     if forward_ad._current_level >= 0:
@@ -138,8 +141,6 @@ def _tensor_reason(x: Any, w: Any, b: Any) -> str | None:
     for t in tensors:
         if t.layout != torch.strided or t.is_nested:
             return "the tensors are not dense and strided"
-        if t.is_conj() or t.is_neg():
-            return "a tensor is a lazy conjugate or negation"
         if t.dtype != x.dtype:
             return "the tensors have different dtypes"
         if t.device != x.device:
@@ -168,7 +169,7 @@ def _parse(
     stride, dilation = _pair(stride), _pair(dilation)
     if stride is None or dilation is None:
         return "stride and dilation must be one or two integers"
-    if not isinstance(groups, (int, torch.SymInt)) or isinstance(groups, bool):
+    if not _is_int(groups):
         return "groups must be an integer"
     resolved = _resolve_padding(padding, tuple(w.shape[2:]), stride, dilation)
     if isinstance(resolved, str):
@@ -189,6 +190,8 @@ def _parse(
     if suggests_channels_last(w) and not w.is_contiguous() and not suggests_channels_last(x):
         # PyTorch's convolution answers in channels_last if either tensor is.
         x = x.contiguous(memory_format=torch.channels_last)
+        if not suggests_channels_last(x):  # dense, but with odd strides where an extent is 1
+            x = x.clone(memory_format=torch.channels_last)
     return _Request(x, w, b, stride, resolved, dilation, groups, batched)
 
 
@@ -246,9 +249,11 @@ def grouped_conv2d(
     if isinstance(request, str):
         return _by_aten(request, backend, (input, weight, bias, stride, padding, dilation, groups))
     decision = decide_query(request.query("fprop"), backend)
-    if decision.backend == "aten":
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
     r = request
+    # An empty batch leaves nothing to compute; ATen knows the strides that its result has.
+    empty = not torch.compiler.is_compiling() and r.input.shape[0] == 0
+    if decision.backend == "aten" or empty:
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     y: Tensor = torch.ops.grouped_conv.fprop(
         r.input, r.weight, r.bias, r.stride, r.padding, r.dilation, r.groups
     )

@@ -22,6 +22,4 @@ class GroupedConv2d(nn.Conv2d):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = _pair(0)
-        return grouped_conv2d(
-            input, weight, bias, self.stride, padding, self.dilation, self.groups
-        )
+        return grouped_conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)

@@ -15,7 +15,7 @@ wgrad    fprop(x, ddw)               dgrad(dy, ddw)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,16 @@ from grouped_conv.routing import memory_format, suggests_channels_last
 _Grads = tuple[Tensor | None, ...]
 
 
-@torch.library.register_fake("grouped_conv::fprop")
+class _Attributes(NamedTuple):
+    """What the three passes of one convolution have in common."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+
+
+@torch.library.register_fake("grouped_conv::fprop")  # type: ignore[untyped-decorator]
 def _fprop_fake(
     x: Tensor,
     w: Tensor,
@@ -58,7 +67,7 @@ def _fprop_fake(
     )
 
 
-@torch.library.register_fake("grouped_conv::dgrad")
+@torch.library.register_fake("grouped_conv::dgrad")  # type: ignore[untyped-decorator]
 def _dgrad_fake(
     dy: Tensor,
     w: Tensor,
@@ -77,7 +86,7 @@ def _dgrad_fake(
     )
 
 
-@torch.library.register_fake("grouped_conv::wgrad")
+@torch.library.register_fake("grouped_conv::wgrad")  # type: ignore[untyped-decorator]
 def _wgrad_fake(
     dy: Tensor,
     x: Tensor,
@@ -96,20 +105,31 @@ def _wgrad_fake(
     )
 
 
+def _save(ctx: Any, first: Tensor, second: Tensor) -> None:
+    """Keep each input only for the other's gradient: a frozen layer does not hold its input."""
+    need_first, need_second = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(first if need_second else None, second if need_first else None)
+    ctx.first = (first.shape, suggests_channels_last(first))
+    ctx.second = (second.shape, suggests_channels_last(second))
+
+
 def _setup_fprop(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, w, bias, *ctx.attributes = inputs
-    ctx.save_for_backward(x, w)
+    x, w, bias, *attributes = inputs
+    ctx.attributes = _Attributes(*attributes)
     ctx.has_bias = bias is not None
+    _save(ctx, x, w)
 
 
 def _backward_fprop(ctx: Any, dy: Tensor) -> _Grads:
     x, w = ctx.saved_tensors
-    a = ctx.attributes
+    a: _Attributes = ctx.attributes
     dx = dw = db = None
     if ctx.needs_input_grad[0]:
-        dx = routing.dgrad(dy, w, x.shape, *a, suggests_channels_last(x))
+        size, channels_last = ctx.first
+        dx = routing.dgrad(dy, w, size, *a, channels_last)
     if ctx.needs_input_grad[1]:
-        dw = routing.wgrad(dy, x, w.shape, *a, suggests_channels_last(w))
+        size, channels_last = ctx.second
+        dw = routing.wgrad(dy, x, size, *a, channels_last)
     if ctx.has_bias and ctx.needs_input_grad[2]:
         db = dy.sum((0, 2, 3))
     return dx, dw, db, None, None, None, None
@@ -117,35 +137,37 @@ def _backward_fprop(ctx: Any, dy: Tensor) -> _Grads:
 
 def _setup_dgrad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     dy, w, _, *attributes, _ = inputs
-    ctx.attributes = attributes
-    ctx.save_for_backward(dy, w)
+    ctx.attributes = _Attributes(*attributes)
+    _save(ctx, dy, w)
 
 
 def _backward_dgrad(ctx: Any, ddx: Tensor) -> _Grads:
     dy, w = ctx.saved_tensors
-    a = ctx.attributes
+    a: _Attributes = ctx.attributes
     d_dy = d_w = None
     if ctx.needs_input_grad[0]:
         d_dy = routing.fprop(ddx, w, None, *a)
     if ctx.needs_input_grad[1]:
-        d_w = routing.wgrad(dy, ddx, w.shape, *a, suggests_channels_last(w))
+        size, channels_last = ctx.second
+        d_w = routing.wgrad(dy, ddx, size, *a, channels_last)
     return d_dy, d_w, None, None, None, None, None, None
 
 
 def _setup_wgrad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     dy, x, _, *attributes, _ = inputs
-    ctx.attributes = attributes
-    ctx.save_for_backward(dy, x)
+    ctx.attributes = _Attributes(*attributes)
+    _save(ctx, dy, x)
 
 
 def _backward_wgrad(ctx: Any, ddw: Tensor) -> _Grads:
     dy, x = ctx.saved_tensors
-    a = ctx.attributes
+    a: _Attributes = ctx.attributes
     d_dy = d_x = None
     if ctx.needs_input_grad[0]:
         d_dy = routing.fprop(x, ddw, None, *a)
     if ctx.needs_input_grad[1]:
-        d_x = routing.dgrad(dy, ddw, x.shape, *a, suggests_channels_last(x))
+        size, channels_last = ctx.second
+        d_x = routing.dgrad(dy, ddw, size, *a, channels_last)
     return d_dy, d_x, None, None, None, None, None, None
 
 

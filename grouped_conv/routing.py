@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -53,12 +53,20 @@ def _check_name(name: object, source: str = "") -> str:
 
 
 _default = _check_name(os.environ.get(BACKEND_VARIABLE, "auto"), f"{BACKEND_VARIABLE}: ")
-_chosen: ContextVar[str | None] = ContextVar("grouped_conv_backend", default=None)
+
+
+class _Choice(threading.local):
+    """The choice of one thread. Not a ContextVar: the compiler cannot trace those."""
+
+    name: str | None = None
+
+
+_chosen = _Choice()
 
 
 def current_backend() -> str:
     """The choice in force in this thread: a backend's name or ``auto``."""
-    return _chosen.get() or _default
+    return _chosen.name or _default
 
 
 @contextlib.contextmanager
@@ -74,11 +82,11 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: the name is none of auto, native, triton, aten.
     """
-    token = _chosen.set(_check_name(name))
+    before, _chosen.name = _chosen.name, _check_name(name)
     try:
         yield
     finally:
-        _chosen.reset(token)
+        _chosen.name = before
 
 
 def available_backends() -> dict[str, str | None]:
@@ -94,7 +102,9 @@ def _decide(query: Query, name: str) -> PassDecision:
     if name != "auto":
         module = _MODULES[name]
         if reason := module.unavailable() or module.supports(query):
-            raise RuntimeError(f"grouped_conv backend {name} cannot compute {query.pass_name}: {reason}")
+            raise RuntimeError(
+                f"grouped_conv backend {name} cannot compute {query.pass_name}: {reason}"
+            )
         return PassDecision(name, module.kernel(query), ())
     refused: list[tuple[str, str]] = []
     for candidate in ORDER:
@@ -185,13 +195,11 @@ def dgrad(
     channels_last: bool,
     backend: str | None = None,
 ) -> Tensor:
-    """dx ``[N, C, H, W]`` from dy ``[N, K, P, Q]`` and w, in the memory format that is asked for."""
+    """dx ``[N, C, H, W]`` from dy ``[N, K, P, Q]`` and w, in the memory format asked for."""
     p = _problem(input_size, w.shape, stride, padding, dilation, groups)
     query = Query.of("dgrad", p, dy.dtype, dy.device, channels_last)
     if decide_query(query, backend).backend == "native":
-        dx: Tensor = _OPS.dgrad(
-            dy, w, input_size, stride, padding, dilation, groups, channels_last
-        )
+        dx: Tensor = _OPS.dgrad(dy, w, input_size, stride, padding, dilation, groups, channels_last)
         return dx
     fmt = memory_format(channels_last)
     # Only the shape and the memory format of x matter to this pass.
@@ -199,7 +207,8 @@ def dgrad(
     grads = torch.ops.aten.convolution_backward(
         dy, x, w, None, stride, padding, dilation, False, [0, 0], groups, [True, False, False]
     )
-    return grads[0].contiguous(memory_format=fmt)
+    grad: Tensor = grads[0]
+    return grad.contiguous(memory_format=fmt)
 
 
 def wgrad(
@@ -213,7 +222,7 @@ def wgrad(
     channels_last: bool,
     backend: str | None = None,
 ) -> Tensor:
-    """dw ``[K, C/G, R, S]`` from dy and x, in the memory format that is asked for."""
+    """dw ``[K, C/G, R, S]`` from dy and x, in the memory format asked for."""
     p = _problem(x.shape, weight_size, stride, padding, dilation, groups)
     query = Query.of("wgrad", p, x.dtype, x.device, suggests_channels_last(x))
     if decide_query(query, backend).backend == "native":
@@ -226,7 +235,8 @@ def wgrad(
     grads = torch.ops.aten.convolution_backward(
         dy, x, w, None, stride, padding, dilation, False, [0, 0], groups, [False, True, False]
     )
-    return grads[1].contiguous(memory_format=fmt)
+    grad: Tensor = grads[1]
+    return grad.contiguous(memory_format=fmt)
 
 
 def _problem(

@@ -5,8 +5,8 @@
 // Lanes are output channels, as in tile.h. For a row r of taps and a few input channels the three
 // horizontal taps accumulate in registers over a band of rows; an input pixel is expanded to the
 // lanes once for all of them. Only products that the sum contains are formed: padding is skipped, not
-// multiplied, so Inf and NaN do not spread. A band's registers are added to float32 sums per chunk of
-// the batch, and the chunks are added in order. The chunks depend on the problem alone: results are
+// multiplied, so Inf and NaN do not spread. Registers sum about kRunPixels pixels, those runs are added
+// up per image, the images per chunk of the batch, and the chunks in order: short chains of roundings. The chunks depend on the problem alone: results are
 // bitwise equal for any number of threads.
 #pragma once
 
@@ -119,6 +119,7 @@ inline WgradFunction select_wgrad(int stride, int channels) {
 }
 
 constexpr int64_t kWgradStripBudget = int64_t{24} << 10;  // bytes of strips: they stay in L1
+constexpr int64_t kRunPixels = 64;  // output pixels summed in registers
 constexpr int64_t kWgradTasks = 64;  // wanted, so that many threads find work; fixed for determinism
 
 struct WgradPlan {
@@ -168,16 +169,19 @@ class WgradTask {
     dy_ = {static_cast<T*>(args.y), nhwc, p.K, p.P, p.Q};
     x_strip_ = scratch_.floats();
     dy_strip_ = x_strip_ + plan.window() * plan.x_row + Vec::kLanes;
-    x_rows_ = reinterpret_cast<const float**>(dy_strip_ + plan.band_rows * plan.dy_row);
+    image_sums_ = dy_strip_ + plan.band_rows * plan.dy_row;
+    x_rows_ = reinterpret_cast<const float**>(image_sums_ + plan.unit_floats());
     dy_rows_ = x_rows_ + plan.band_rows;
     if (plan.s.permute) group_base_ = Vec::group_base(static_cast<int>(plan.s.in_per_group));
   }
 
   // sums: [slabs_per_unit][c_per_group][9][kLanes], overwritten.
   void run(int64_t unit, int64_t chunk, float* sums) {
-    std::memset(sums, 0, sizeof(float) * plan_.unit_floats());
-    const int64_t n_end = min64(plan_.p.N, (chunk + 1) * plan_.chunk_images);
-    for (int64_t n = chunk * plan_.chunk_images; n < n_end; ++n) {
+    const int64_t n_begin = chunk * plan_.chunk_images;
+    const int64_t n_end = min64(plan_.p.N, n_begin + plan_.chunk_images);
+    for (int64_t n = n_begin; n < n_end; ++n) {
+      float* image = n == n_begin ? sums : image_sums_;
+      std::memset(image, 0, sizeof(float) * plan_.unit_floats());
       int64_t loaded = 0;  // rows of x below this one are in the ring
       for (int64_t p0 = 0; p0 < plan_.p.P; p0 += plan_.band_rows) {
         const int64_t rows = min64(plan_.band_rows, plan_.p.P - p0);
@@ -185,8 +189,12 @@ class WgradTask {
         for (int64_t j = 0; j < plan_.s.slabs_per_unit; ++j) {
           const int64_t slab = unit * plan_.s.slabs_per_unit + j;
           load_dy(n, slab, p0, rows);
-          for (int r = 0; r < 3; ++r) accumulate(p0, rows, r, sums + j * plan_.slab_floats);
+          for (int r = 0; r < 3; ++r) accumulate(p0, rows, r, image + j * plan_.slab_floats);
         }
+      }
+      if (n == n_begin) continue;
+      for (int64_t i = 0; i < plan_.unit_floats(); i += Vec::kLanes) {
+        Vec::store(sums + i, Vec::add(Vec::load(sums + i), Vec::load(image + i)));
       }
     }
   }
@@ -194,7 +202,7 @@ class WgradTask {
  private:
   static size_t scratch_bytes(const WgradPlan& plan) {
     return sizeof(float) * (plan.window() * plan.x_row + plan.band_rows * plan.dy_row +
-                            2 * Vec::kLanes) +
+                            plan.unit_floats() + 2 * Vec::kLanes) +
            sizeof(float*) * 2 * plan.band_rows;
   }
 
@@ -233,14 +241,20 @@ class WgradTask {
       const int64_t h = (p0 + i) * p.stride_h - p.pad_h + r;
       x_rows_[i] = h >= 0 && h < p.H ? slot(h) : nullptr;
     }
-    WgradBlock b{x_rows_, dy_rows_, rows, p.W, p.W, p.Q, p.pad_w, group_base_, nullptr};
+    const int64_t run = max64(1, kRunPixels / p.Q);
+    WgradBlock b{x_rows_, dy_rows_, run, p.W, p.W, p.Q, p.pad_w, group_base_, nullptr};
     int64_t c = 0;
     while (c < plan_.s.in_per_group) {
       const int64_t left = plan_.s.in_per_group - c;
       const int channels = left >= Vec::kWgradChannels ? Vec::kWgradChannels : left >= 4 ? 4 : 1;
       b.sums = slab_sums + (c * kTaps + 3 * r) * Vec::kLanes;
       const int stride = static_cast<int>(p.stride_h);
-      (permute ? select_wgrad<true>(stride, channels) : select_wgrad<false>(stride, channels))(b);
+      const WgradFunction block = permute ? select_wgrad<true>(stride, channels)
+                                          : select_wgrad<false>(stride, channels);
+      for (int64_t i = 0; i < rows; i += run) {
+        b.x_rows = x_rows_ + i, b.dy_rows = dy_rows_ + i, b.rows = min64(run, rows - i);
+        block(b);
+      }
       for (int i = 0; i < channels; ++i) b.lane_channel = Vec::next(b.lane_channel);
       for (int64_t i = 0; i < rows; ++i) {
         if (!permute && x_rows_[i] != nullptr) x_rows_[i] += channels * b.plane;
@@ -252,7 +266,7 @@ class WgradTask {
   const WgradPlan& plan_;
   ScratchLease scratch_;
   Activation<E> x_, dy_;
-  float *x_strip_, *dy_strip_;
+  float *x_strip_, *dy_strip_, *image_sums_;
   const float **x_rows_, **dy_rows_;
   Vec::Index group_base_{};
 };

@@ -23,7 +23,7 @@ struct Parallel {
 
 // One pass over dense tensors. `pass` says which of x, w and y is written; the other two are read.
 // x and y are dense in `layout`; w is dense [K, C/G, R, S]. bias (fprop only) may be null.
-// Accumulation is in float32 (float64 for float64).
+// The direct kernels accumulate in float32, the simple ones in float64.
 struct PassArgs {
   Pass pass;
   ConvProblem problem;

@@ -1,6 +1,6 @@
 // Plain loops for every kernel size, stride, padding, dilation and dtype: what the direct kernels do
-// not take, and what they are tested against. Both layouts are reached through strides. float32
-// accumulation, float64 for float64.
+// not take, and what they are tested against. Both layouts are reached through strides. All sums are
+// in float64.
 #include <cstdint>
 #include <cstring>
 
@@ -29,9 +29,9 @@ uint32_t float_to_bits(float f) {
 }
 
 double widen(double v) { return v; }
-float widen(float v) { return v; }
-float widen(BF16 v) { return bits_to_float(static_cast<uint32_t>(v.bits) << 16); }
-float widen(F16 v) {
+double widen(float v) { return v; }
+double widen(BF16 v) { return bits_to_float(static_cast<uint32_t>(v.bits) << 16); }
+double widen(F16 v) {
   const uint32_t sign = static_cast<uint32_t>(v.bits & 0x8000u) << 16;
   const uint32_t exponent = (v.bits >> 10) & 0x1fu, mantissa = v.bits & 0x3ffu;
   if (exponent == 31) return bits_to_float(sign | 0x7f800000u | mantissa << 13);
@@ -43,12 +43,14 @@ float widen(F16 v) {
 }
 
 void narrow(double v, double* out) { *out = v; }
-void narrow(float v, float* out) { *out = v; }
-void narrow(float v, BF16* out) {
+void narrow(double v, float* out) { *out = static_cast<float>(v); }
+void narrow(double wide, BF16* out) {
+  const float v = static_cast<float>(wide);
   const uint32_t bits = float_to_bits(v);
   out->bits = v != v ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
-void narrow(float v, F16* out) {
+void narrow(double wide, F16* out) {
+  const float v = static_cast<float>(wide);
   const uint32_t bits = float_to_bits(v), magnitude = bits & 0x7fffffffu;
   const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
   if (magnitude > 0x7f800000u) {
@@ -95,7 +97,7 @@ struct TapRange {
   }
 };
 
-template <class T, class Acc>
+template <class T>
 struct Simple {
   const PassArgs& args;
   const ConvProblem& p;
@@ -128,7 +130,7 @@ struct Simple {
       const TapRange rs(row, p.stride_h, p.pad_h, p.dilation_h, p.R, p.H);
       for (int64_t col = 0; col < p.Q; ++col) {
         const TapRange ss(col, p.stride_w, p.pad_w, p.dilation_w, p.S, p.W);
-        Acc sum = bias != nullptr ? static_cast<Acc>(widen(bias[k])) : Acc{0};
+        double sum = bias != nullptr ? widen(bias[k]) : 0.0;
         for (int64_t c = 0; c < p.c_per_group(); ++c) {
           for (int64_t r = rs.begin; r < rs.end; ++r) {
             for (int64_t s = ss.begin; s < ss.end; ++s) {
@@ -149,7 +151,7 @@ struct Simple {
       const int64_t h = i % p.H, c = i / p.H % p.C, n = i / p.H / p.C;
       const int64_t g = c / p.c_per_group(), k0 = g * p.k_per_group();
       for (int64_t col = 0; col < p.W; ++col) {
-        Acc sum{0};
+        double sum = 0.0;
         for (int64_t r = 0; r < p.R; ++r) {
           const int64_t up = h + p.pad_h - r * p.dilation_h;
           if (up < 0 || up % p.stride_h != 0 || up / p.stride_h >= p.P) continue;
@@ -167,28 +169,23 @@ struct Simple {
     });
   }
 
-  // Sums rows of the output first and then the rows: long float32 sums lose digits.
   void wgrad() const {
     for_each(p.K * p.c_per_group(), [&](int64_t i) {
       const int64_t c = i % p.c_per_group(), k = i / p.c_per_group();
       const int64_t in = k / p.k_per_group() * p.c_per_group() + c;
       for (int64_t r = 0; r < p.R; ++r) {
         for (int64_t s = 0; s < p.S; ++s) {
-          Acc sum{0};
+          double sum = 0.0;
           for (int64_t n = 0; n < p.N; ++n) {
-            Acc image{0};
             for (int64_t row = 0; row < p.P; ++row) {
               const int64_t h = row * p.stride_h - p.pad_h + r * p.dilation_h;
               if (h < 0 || h >= p.H) continue;
-              Acc line{0};
               for (int64_t col = 0; col < p.Q; ++col) {
                 const int64_t v = col * p.stride_w - p.pad_w + s * p.dilation_w;
                 if (v < 0 || v >= p.W) continue;
-                line += widen(y.at(n, k, row, col)) * widen(x.at(n, in, h, v));
+                sum += widen(y.at(n, k, row, col)) * widen(x.at(n, in, h, v));
               }
-              image += line;
             }
-            sum += image;
           }
           narrow(sum, &w.at(k, c, r, s));
         }
@@ -209,10 +206,10 @@ struct Simple {
 
 void simple(const PassArgs& args) {
   switch (args.dtype) {
-    case DType::kFloat64: return Simple<double, double>(args).run();
-    case DType::kFloat32: return Simple<float, float>(args).run();
-    case DType::kBFloat16: return Simple<BF16, float>(args).run();
-    case DType::kFloat16: return Simple<F16, float>(args).run();
+    case DType::kFloat64: return Simple<double>(args).run();
+    case DType::kFloat32: return Simple<float>(args).run();
+    case DType::kBFloat16: return Simple<BF16>(args).run();
+    case DType::kFloat16: return Simple<F16>(args).run();
   }
 }
 

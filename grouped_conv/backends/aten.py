@@ -1,4 +1,4 @@
-"""PyTorch's own convolution: oneDNN on CPUs, cuDNN on NVIDIA GPUs. Takes everything that is left."""
+"""PyTorch's own convolution: oneDNN on CPUs, cuDNN on NVIDIA GPUs. Takes all that is left."""
 
 from __future__ import annotations
 
