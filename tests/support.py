@@ -76,22 +76,27 @@ def assert_as_accurate(
 ) -> None:
     """Largest and rms error against the float64 oracle, no worse than 1.5 times PyTorch's own.
 
-    ``scale`` is the size that a result has without cancellation. One unit in its last place is
-    allowed beside PyTorch's error, which can be zero by chance where there are few elements.
+    ``scale`` is the size that a result has without cancellation. A few roundings of that size in
+    the type of the accumulation are allowed beside it: over few elements the largest error is a
+    matter of luck, and in float64 the oracle has errors of its own.
     """
     assert ours.shape == aten.shape == exact.shape
     assert ours.dtype == aten.dtype
     if exact.numel() == 0:
         return
-    floor = torch.finfo(ours.dtype).eps * scale
+    wide = ours.dtype == torch.float64
+    rounding = scale * (16 * torch.finfo(torch.float64).eps if wide else torch.finfo().eps)
     our_error = (ours.double() - exact).abs()
     aten_error = (aten.double() - exact).abs()
     assert bool(our_error.isfinite().all()), f"{what} is not finite"
-    for name, measure in (("largest", lambda e: float(e.max())), ("rms", rms)):
-        limit = ERROR_RATIO * measure(aten_error) + floor
+    for name, measure, roundings in (
+        ("largest", lambda e: float(e.max()), 2.5),
+        ("rms", rms, 0.25),
+    ):
+        limit = ERROR_RATIO * measure(aten_error) + roundings * rounding
         assert measure(our_error) <= limit, (
             f"{name} error of {what}: {measure(our_error):.3g}, "
-            f"PyTorch's {measure(aten_error):.3g}, floor {floor:.3g}"
+            f"PyTorch's {measure(aten_error):.3g}, limit {limit:.3g}"
         )
 
 

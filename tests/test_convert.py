@@ -85,7 +85,7 @@ def test_state_dict_keys_are_kept():
 
 def test_configuration_is_kept():
     model = nn.Sequential(
-        nn.Conv2d(32, 64, (3, 5), (2, 1), (1, 2), (1, 2), 8, False, "reflect"),
+        nn.Conv2d(32, 32, 3, 2, (1, 2), 1, 8, False, "reflect"),
         nn.Conv2d(32, 32, 3, padding="same", groups=8, dtype=torch.float64),
     )
     before = [repr(m) for m in model]

@@ -295,15 +295,6 @@ def test_the_table_of_refusals_starts_from_valid_calls():
     assert OPS.wgrad(x(), x(), (32, 4, 3, 3), *VALID, True).shape == (32, 4, 3, 3)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_refuses_tensors_of_two_devices(name: str):
-    p = PROBLEMS["four per group"]
-    call = list(arguments(name, p, *tensors(p, "nchw"), False))
-    call[1] = call[1].to("meta")
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        getattr(OPS, name)(*call)
-
-
 def test_empty_batch_gives_zero_weight_gradient():
     p = PROBLEMS["no batch"]
     x, _, _, dy = tensors(p, "nchw")

@@ -201,7 +201,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-3}
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
 def test_same_function_as_with_conv2d(dtype, size, training: bool, layout: str):
     ours, stock = (m.train(training) for m in twins(dtype, layout))
-    x = torch.randn(2, 3, *size, dtype=dtype).contiguous(memory_format=LAYOUTS[layout])
+    x = torch.randn(4, 3, *size, dtype=dtype).contiguous(memory_format=LAYOUTS[layout])
     expected = run(stock, x)
     actual = run(ours, x)
     assert list(actual) == list(expected)
