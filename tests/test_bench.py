@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -210,6 +211,43 @@ def test_statistics() -> None:
     assert results.geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
     assert results.geometric_mean([0.5, 2.0, 1.0]) == pytest.approx(1.0)
     assert math.isnan(results.geometric_mean([]))
+
+
+class FakeEvent:
+    """A CUDA event whose time is the fake device's when it is recorded."""
+
+    device_ms = 0.0
+    slept: list[int] = []  # noqa: RUF012
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = FakeEvent.device_ms
+
+    def query(self) -> bool:
+        return FakeEvent.slept[-1] < 1 << 24  # shorter sleeps end before the host is done
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return end.at - self.at
+
+
+def test_cuda_stopwatch_sleeps_until_the_host_keeps_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeEvent, "slept", [])
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", FakeEvent.slept.append)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+
+    def run() -> torch.Tensor:
+        FakeEvent.device_ms += 2.0
+        return torch.zeros(1)
+
+    watch = timing.CudaStopwatch(torch.device("cuda", 0))
+    assert watch([Call(run, lambda _: None)] * 3) == pytest.approx([2e-3] * 3)
+    assert FakeEvent.slept == [1 << 22, 1 << 23, 1 << 24]
+    watch([Call(run, lambda _: None)])
+    assert FakeEvent.slept[-1] == 1 << 24  # the length that sufficed is kept
 
 
 # Roofline.
@@ -437,7 +475,16 @@ def test_tables_are_plain_text(tablefmt: str) -> None:
     assert "\x1b" not in text
     assert all(line == line.rstrip() for line in text.splitlines())
     line = next(line for line in text.splitlines() if "128x56x56" in line)
-    for cell in ("native: fprop_direct_float32_avx512", "1000", "50%", "2.00", "3.00", "0.50"):
+    for cell in (
+        "native: fprop_direct_float32_avx512",
+        "1000",
+        "50%",
+        "3000",
+        "2000",
+        "2.00",
+        "3.00",
+        "0.50",
+    ):
         assert cell in line
     assert "mismatch: 256x28x28,g32,s1: rms error 1" in text
     assert "geometric mean 2.83x over 2 rows" in text
@@ -675,7 +722,7 @@ def test_interrupted_run_reports_what_it_has(
     assert cli.main(["--device", "cpu", "--fresh-pages"]) == 130
     output = capsys.readouterr().out
     assert "128x56x56,g32,s1" in output
-    assert "geometric mean 2.00x over 1 rows" in output
+    assert "geometric mean 2.00x over 1 row," in output
 
 
 def test_wrong_rows_fail_the_run(

@@ -303,7 +303,8 @@ def _measure(flags: argparse.Namespace, tablefmt: str) -> tuple[Run, bool]:
                 print(f"\n{report.table(rows, tablefmt)}", flush=True)
             if interrupted:
                 break
-    print(f"\n{report.closing(run.rows, tablefmt)}", flush=True)
+    if closing := report.closing(run.rows, tablefmt):
+        print(f"\n{closing}", flush=True)
     return run, interrupted
 
 

@@ -13,7 +13,7 @@ LEGEND = """\
 floor  max(FLOP / peak, bytes / bandwidth) over the time; bound: which of the two it is
 ratio  median over the rounds of the fastest peer's time by ours
 err    our rms error against float64 over PyTorch's
-first  µs of the first call with this shape, ours / the peer's
+first  µs of the first call with this shape, ours / the fastest peer's
 MiB    what a call adds to the memory in use at its highest, ours / PyTorch's (--memory)"""
 
 
@@ -26,7 +26,8 @@ def _mebibytes(size: int) -> str:
     return f"{size / 2**20:.1f}"
 
 
-def _cells(row: Row, with_memory: bool, with_layouts: bool) -> dict[str, str]:
+def _cells(row: Row) -> dict[str, str]:
+    """What is known of a row, by column."""
     cells = {"layer": row.layer, "kernel": _kernel(row)}
     if row.ours is None or row.best is None:
         return cells | {"µs": row.status.upper()}
@@ -37,20 +38,30 @@ def _cells(row: Row, with_memory: bool, with_layouts: bool) -> dict[str, str]:
         "GB/s": f"{row.min_bytes / row.ours.median / 1e9:.1f}",
         "floor": f"{row.share:.0%}",
         "bound": row.bound,
-        "peer": row.best.name,
-        "peer µs": _micros(row.best.timing.median),
-        "ratio": f"{row.ratio:.2f}",
     }
-    if with_layouts:
+    cells |= {f"{peer.name} µs": _micros(peer.timing.median) for peer in row.peers}
+    cells["ratio"] = f"{row.ratio:.2f}"
+    if len({peer.layout for peer in row.peers}) > 1:
         cells["same layout"] = f"{row.same_layout_ratio:.2f}"
     if row.accuracy is not None:
         cells["err"] = f"{row.accuracy.ratio:.2f}"
     cells["first"] = f"{_micros(row.ours.cold)} / {_micros(row.best.timing.cold)}"
-    if with_memory and row.memory is not None:
+    if row.memory is not None:
         memory = row.memory
         cells["MiB"] = f"{_mebibytes(memory.ours)} / {_mebibytes(memory.torch)}"
         cells["result MiB"] = _mebibytes(memory.result)
     return cells
+
+
+_ORDER = ("layer", "kernel", "µs", "±", "GFLOP/s", "GB/s", "floor", "bound")
+_LAST = ("ratio", "same layout", "err", "first", "MiB", "result MiB")
+
+
+def _columns(cells: Sequence[dict[str, str]]) -> list[str]:
+    """The columns that any row fills, the peers' between the fixed ones."""
+    filled = list(dict.fromkeys(name for row in cells for name in row))
+    peers = [name for name in filled if name not in (*_ORDER, *_LAST)]
+    return [name for name in (*_ORDER, *peers, *_LAST) if name in filled]
 
 
 def _kernel(row: Row) -> str:
@@ -61,11 +72,9 @@ def _kernel(row: Row) -> str:
 
 def table(rows: Sequence[Row], tablefmt: str = "simple") -> str:
     """The table of one group of rows, its geometric mean, and the rows' messages."""
-    with_memory = any(row.memory is not None for row in rows)
-    with_layouts = any(len({peer.layout for peer in row.peers}) > 1 for row in rows)
-    cells = [_cells(row, with_memory, with_layouts) for row in rows]
-    columns = list(dict.fromkeys(name for row in cells for name in row))
-    text_columns = ("layer", "kernel", "bound", "peer")
+    cells = [_cells(row) for row in rows]
+    columns = _columns(cells)
+    text_columns = ("layer", "kernel", "bound")
     parts = [
         str(rows[0].key),
         tabulate(
@@ -86,17 +95,20 @@ def table(rows: Sequence[Row], tablefmt: str = "simple") -> str:
 
 
 def _sentence(summary: Summary) -> str:
+    rows = "1 row" if summary.rows == 1 else f"{summary.rows} rows"
     return (
-        f"geometric mean {summary.ratio:.2f}x over {summary.rows} rows, "
+        f"geometric mean {summary.ratio:.2f}x over {rows}, "
         f"{summary.share:.0%} of the floor; worst {summary.worst:.2f}x at {summary.worst_row}"
     )
 
 
 def closing(rows: Sequence[Row], tablefmt: str = "simple") -> str:
-    """The table of geometric means: one line per group, and one of all."""
+    """The table of geometric means, a line per group and one of all, if there are several."""
     found = summaries(rows)
     if not found:
         return "nothing was timed"
+    if len(found) == 1:
+        return ""
     with_layouts = any(abs(s.ratio - s.same_layout_ratio) > 1e-9 for s in found)
     columns = ["geometric mean over", "rows", "ratio", "same layout", "floor", "worst", "worst row"]
     lines = [
@@ -131,4 +143,4 @@ def header(run: Run) -> str:
 def whole(run: Run, tablefmt: str = "simple") -> str:
     """Everything that a run prints."""
     tables = [table(rows, tablefmt) for rows in grouped(run.rows).values()]
-    return "\n\n".join([header(run), *tables, closing(run.rows, tablefmt)])
+    return "\n\n".join(filter(None, [header(run), *tables, closing(run.rows, tablefmt)]))

@@ -187,7 +187,7 @@ def to_json(run: Run) -> str:
         "settings": run.settings,
         "roofline": dataclasses.asdict(run.roofline),
         "summary": [dataclasses.asdict(summary) for summary in summaries(run.rows)],
-        "rows": [dataclasses.asdict(row) for row in run.rows],
+        "rows": [_sparse(row) for row in run.rows],
     }
     parts = []
     for name, value in _rounded(document).items():
@@ -199,10 +199,27 @@ def to_json(run: Run) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
+def _sparse(row: Row) -> dict[str, Any]:
+    """The row's fields, without those that have their default value."""
+    defaults = Row(**dict.fromkeys(_REQUIRED))  # type: ignore[arg-type]
+    return {
+        name: value
+        for name, value in dataclasses.asdict(row).items()
+        if name in _REQUIRED or value != getattr(defaults, name)
+    }
+
+
+_REQUIRED = [
+    f.name
+    for f in dataclasses.fields(Row)
+    if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+]
+
+
 def _rounded(value: Any) -> Any:
-    """Floats to six significant digits: nothing measured here has more."""
+    """Floats to five significant digits: nothing measured here has more."""
     if isinstance(value, float):
-        return float(f"{value:.6g}")
+        return float(f"{value:.5g}")
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -228,9 +245,11 @@ def from_json(text: str) -> Run:
 
 
 def _row(fields: dict[str, Any]) -> Row:
-    peers = [Peer(**{**peer, "timing": Timing(**peer["timing"])}) for peer in fields["peers"]]
+    peers = [
+        Peer(**{**peer, "timing": Timing(**peer["timing"])}) for peer in fields.get("peers", [])
+    ]
     parts = {"ours": Timing, "accuracy": Accuracy, "memory": Memory}
-    built = {name: make(**fields[name]) for name, make in parts.items() if fields[name] is not None}
+    built = {name: make(**fields[name]) for name, make in parts.items() if name in fields}
     return Row(**{**fields, "peers": peers, **built})
 
 
