@@ -7,7 +7,6 @@ to has none. Both libraries use LibTorch's stable ABI and run with any later tor
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +52,8 @@ def _build_requirements() -> list[str]:
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
     """Builds of one source tree share its build directory, so the second waits for the first."""
+    import fcntl
+
     build = Path("build")
     build.mkdir(exist_ok=True)
     with open(build / ".lock", "w") as lock:

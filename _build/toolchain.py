@@ -145,6 +145,8 @@ def find_ninja() -> Path | None:
 
 def check_compiler(environ: Mapping[str, str] = os.environ) -> None:
     """Say what to install where a C++ compiler or Python's headers are missing."""
+    if sys.platform != "linux":
+        raise BuildError(f"only Linux is supported, this is {sys.platform}")
     named = environ.get("CXX", "").split()
     names = named[:1] or ["c++", "g++", "clang++"]
     if not any(shutil.which(name) for name in names):
