@@ -185,12 +185,13 @@ class ConvTask {
     const int64_t cols = min64(plan_.c.in_w, plan_.col_origin + plan_.strip_cols) - begin;
     if (cols <= 0) return;
     const int64_t skip = begin - plan_.col_origin;
+    const int64_t rows_ahead = Vec::kTileRows * plan_.c.stride;  // what the next step will load
     if (s.permute) {
       load_pixels<E>(in_, n_, s.in_begin(unit), static_cast<int>(s.in_count(unit)), h, begin, cols,
-                     slot(strip, h) + skip * Vec::kLanes);
+                     slot(strip, h) + skip * Vec::kLanes, rows_ahead);
     } else {
       load_planes<E>(in_, n_, s.in_begin(unit), s.in_count(unit), h, begin, cols,
-                     slot(strip, h) + skip, plan_.strip_cols);
+                     slot(strip, h) + skip, plan_.strip_cols, rows_ahead);
     }
   }
 
@@ -228,6 +229,11 @@ class ConvTask {
         in_row[i] = h >= 0 && h < c.in_h ? slot(strip, h) : zero_row_;
       }
       const int64_t out_row = first * c.out_step + row.out_offset;
+      if (!in_place) {
+        for (int i = 0; i < rows; ++i) {
+          prefetch_pixels<E>(out_, n_, k0, lanes, out_row + i * c.out_step);
+        }
+      }
       for (int cp = 0; cp < c.axis_phases; ++cp) {
         const PhaseAxis& col = c.cols[cp];
         t.weights = weights_ + slab * packed_slab_floats(c) + phase_offset(c, rp, cp);
@@ -262,6 +268,11 @@ class ConvTask {
     constexpr int64_t L = Vec::kLanes;
     const int64_t out_row = c.out_step * c.out_w * c.out_channels;
     const int64_t out_px = c.out_step * c.out_channels;
+    if (!t.stream) {
+      for (int i = 0; i < rows; ++i) {
+        for (int64_t j = 0; j < px; ++j) prefetch_store(out + i * out_row + j * out_px);
+      }
+    }
     if (px == plan_.px) {
       t.out = out, t.out_row = out_row, t.out_px = out_px;
       tile(t);

@@ -217,9 +217,10 @@ class WgradTask {
     for (; h < end; ++h) {
       if (s.permute) {
         load_pixels<E>(x_, n, s.in_begin(unit), static_cast<int>(s.in_count(unit)), h, 0, p.W,
-                       slot(h));
+                       slot(h), plan_.band_rows * p.stride_h);
       } else {
-        load_planes<E>(x_, n, s.in_begin(unit), s.in_count(unit), h, 0, p.W, slot(h), p.W);
+        load_planes<E>(x_, n, s.in_begin(unit), s.in_count(unit), h, 0, p.W, slot(h), p.W,
+                       plan_.band_rows * p.stride_h);
       }
     }
     return h;
@@ -229,7 +230,7 @@ class WgradTask {
     for (int64_t i = 0; i < rows; ++i) {
       float* row = dy_strip_ + i * plan_.dy_row;
       load_pixels<E>(dy_, n, plan_.s.out_begin(slab), plan_.s.lanes(slab), p0 + i, 0, plan_.p.Q,
-                     row);
+                     row, plan_.band_rows);
       dy_rows_[i] = row;
     }
   }

@@ -39,11 +39,17 @@ inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// dst[j][i] = src[i][j] for an [rows, cols] matrix of E, written as float32. Both strides are in
-// elements. The last block of a row of dst is written in full only if it is full.
+// A prefetch may name any address. Loads fetch into the second level: the first is full of strips.
+inline void prefetch_load(const void* p) { __builtin_prefetch(p, 0, 2); }
+inline void prefetch_store(const void* p) { __builtin_prefetch(p, 1, 3); }
+
+constexpr int64_t kCacheLine = 64;
+
+// dst[j][i] = src[i][j] for an [rows, cols] matrix of E, written as float32. Strides are in elements.
+// What lies `ahead` elements further is prefetched: the rows that will be wanted next.
 template <class E>
 inline void transpose_in(const typename E::T* src, int64_t src_stride, int64_t rows, int64_t cols,
-                         float* dst, int64_t dst_stride) {
+                         float* dst, int64_t dst_stride, int64_t ahead = 0) {
   constexpr int L = Vec::kLanes;
   for (int64_t i0 = 0; i0 < rows; i0 += L) {
     const int ni = static_cast<int>(min64(L, rows - i0));
@@ -51,7 +57,9 @@ inline void transpose_in(const typename E::T* src, int64_t src_stride, int64_t r
       const int nj = static_cast<int>(min64(L, cols - j0));
       Vec::Reg block[L];
       for (int i = 0; i < L; ++i) {
-        block[i] = i < ni ? load_first<E>(src + (i0 + i) * src_stride + j0, nj) : Vec::zero();
+        const typename E::T* at = src + (i0 + i) * src_stride + j0;
+        block[i] = i < ni ? load_first<E>(at, nj) : Vec::zero();
+        prefetch_load(at + ahead);
       }
       Vec::transpose(block);
       float* out = dst + j0 * dst_stride + i0;

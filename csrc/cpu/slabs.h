@@ -58,6 +58,9 @@ struct Activation {
   bool nhwc;
   int64_t channels, h, w;
 
+  // From an element to its neighbour in the next row.
+  int64_t row_elements() const { return nhwc ? w * channels : w; }
+
   typename E::T* at(int64_t n, int64_t c, int64_t row, int64_t col) const {
     return nhwc ? data + ((n * h + row) * w + col) * channels + c
                 : data + ((n * channels + c) * h + row) * w + col;
@@ -65,15 +68,20 @@ struct Activation {
 };
 
 // Columns [begin, begin + cols) of one row as pixels of kLanes channels; lanes beyond `channels`
-// become zero.
+// become zero. The same columns `rows_ahead` rows further down are prefetched.
 template <class E>
 inline void load_pixels(const Activation<E>& t, int64_t n, int64_t c0, int channels, int64_t row,
-                        int64_t begin, int64_t cols, float* dst) {
+                        int64_t begin, int64_t cols, float* dst, int64_t rows_ahead) {
   constexpr int L = Vec::kLanes;
   const typename E::T* src = t.at(n, c0, row, begin);
+  const int64_t ahead = rows_ahead * t.row_elements();
   if (t.nhwc) {
     if (channels == L) {
-      for (int64_t j = 0; j < cols; ++j) Vec::store(dst + j * L, E::load(src + j * t.channels));
+      for (int64_t j = 0; j < cols; ++j) {
+        const typename E::T* at = src + j * t.channels;
+        Vec::store(dst + j * L, E::load(at));
+        prefetch_load(at + ahead);
+      }
     } else {
       for (int64_t j = 0; j < cols; ++j) {
         Vec::store(dst + j * L, E::load_partial(src + j * t.channels, channels));
@@ -81,7 +89,7 @@ inline void load_pixels(const Activation<E>& t, int64_t n, int64_t c0, int chann
     }
     return;
   }
-  transpose_in<E>(src, t.h * t.w, channels, cols, dst, L);
+  transpose_in<E>(src, t.h * t.w, channels, cols, dst, L, ahead);
   if (channels < L) {
     for (int64_t j = 0; j < cols; ++j) {
       std::memset(dst + j * L + channels, 0, sizeof(float) * (L - channels));
@@ -92,20 +100,41 @@ inline void load_pixels(const Activation<E>& t, int64_t n, int64_t c0, int chann
 // The same columns as one plane per channel, `plane` floats apart.
 template <class E>
 inline void load_planes(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels,
-                        int64_t row, int64_t begin, int64_t cols, float* dst, int64_t plane) {
+                        int64_t row, int64_t begin, int64_t cols, float* dst, int64_t plane,
+                        int64_t rows_ahead) {
   constexpr int L = Vec::kLanes;
   const typename E::T* src = t.at(n, c0, row, begin);
+  const int64_t ahead = rows_ahead * t.row_elements();
   if (t.nhwc) {
-    transpose_in<E>(src, t.channels, cols, channels, dst, plane);
+    transpose_in<E>(src, t.channels, cols, channels, dst, plane, ahead);
     return;
   }
   for (int64_t c = 0; c < channels; ++c, src += t.h * t.w, dst += plane) {
     int64_t j = 0;
-    for (; j + L <= cols; j += L) Vec::store(dst + j, E::load(src + j));
+    for (; j + L <= cols; j += L) {
+      Vec::store(dst + j, E::load(src + j));
+      prefetch_load(src + j + ahead);
+    }
     if (j < cols) {
       const int rest = static_cast<int>(cols - j);
       Vec::store_partial(dst + j, E::load_partial(src + j, rest), rest);
+      prefetch_load(src + j + ahead);
     }
+  }
+}
+
+// Asks for the lines that store_pixels will write.
+template <class E>
+inline void prefetch_pixels(const Activation<E>& t, int64_t n, int64_t c0, int channels,
+                            int64_t row) {
+  const typename E::T* dst = t.at(n, c0, row, 0);
+  if (t.nhwc) {
+    for (int64_t j = 0; j < t.w; ++j) prefetch_store(dst + j * t.channels);
+    return;
+  }
+  constexpr int64_t kLine = kCacheLine / sizeof(typename E::T);
+  for (int i = 0; i < channels; ++i, dst += t.h * t.w) {
+    for (int64_t j = 0; j < t.w; j += kLine) prefetch_store(dst + j);
   }
 }
 
