@@ -35,7 +35,8 @@ if __name__ == "__main__":
     try:
         from grouped_conv.bench.cli import main
     except ModuleNotFoundError as error:
-        if error.name not in ("tabulate", "tqdm"):
+        if error.name not in ("torch", "tabulate", "tqdm"):
             raise
-        sys.exit(f"the benchmark needs {error.name}: pip install 'grouped-conv[bench]'")
+        wanted = "torch" if error.name == "torch" else "'.[bench]'"
+        sys.exit(f"the benchmark needs {error.name}: pip install {wanted}")
     sys.exit(main())
