@@ -21,7 +21,7 @@
 
 namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
-constexpr int64_t kRingBudget = int64_t{192} << 10;  // bytes of strips and weights per task
+constexpr int64_t kRingBudget = int64_t{32} << 10;  // bytes of strips and weights: a block stays in L1
 
 struct ConvPlan {
   Correlation c;
