@@ -35,8 +35,7 @@ if __name__ == "__main__":
     try:
         from grouped_conv.bench.cli import main
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "tabulate", "tqdm"):
+        if error.name != "torch":
             raise
-        wanted = "torch" if error.name == "torch" else "'.[bench]'"
-        sys.exit(f"the benchmark needs {error.name}: pip install {wanted}")
+        sys.exit("the benchmark needs torch: pip install torch")
     sys.exit(main())

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from grouped_conv.backends import ORDER
 from grouped_conv.bench import machine, plots, report, results, roofline, timing
@@ -213,8 +212,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.ArgumentParser, a
     """Parsed flags with the defaults filled in that depend on other flags."""
     parser = build_parser()
     flags = parser.parse_args(argv)
-    if flags.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib: pip install 'grouped-conv[bench]'")
+    for name in ("tabulate", "tqdm", *(["matplotlib"] if flags.plot is not None else [])):
+        if importlib.util.find_spec(name) is None:
+            parser.error(f"{name} is not installed: pip install 'grouped-conv[bench]'")
     for path in (flags.csv, flags.plot, flags.json if _is_file(flags.json) else None):
         if path is not None and not path.absolute().parent.is_dir():
             parser.error(f"{path}: there is no such directory")
@@ -258,6 +258,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(flags: argparse.Namespace, tablefmt: str) -> tuple[Run, bool]:
     """Measure everything, printing each table as it is complete."""
+    from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
+
     if flags.threads is not None:
         torch.set_num_threads(flags.threads)
     recycled = not flags.fresh_pages and flags.device.type == "cpu" and timing.recycle_memory()

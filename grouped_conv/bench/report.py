@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tabulate import tabulate  # type: ignore[import-untyped,unused-ignore]
-
 from grouped_conv.bench.results import Row, Run, Summary, grouped, summaries, summarise
 
 LEGEND = """\
@@ -24,6 +22,18 @@ def _micros(seconds: float) -> str:
 
 def _mebibytes(size: int) -> str:
     return f"{size / 2**20:.1f}"
+
+
+def _grid(
+    lines: Sequence[Sequence[str]], columns: Sequence[str], left: Sequence[str], tablefmt: str
+) -> str:
+    """A table with the columns named in ``left`` aligned to the left, the others to the right."""
+    from tabulate import tabulate  # type: ignore[import-untyped,unused-ignore]
+
+    alignment = ["left" if name in left else "right" for name in columns]
+    return str(
+        tabulate(lines, columns, tablefmt=tablefmt, disable_numparse=True, colalign=alignment)
+    )
 
 
 def _cells(row: Row) -> dict[str, str]:
@@ -74,17 +84,8 @@ def table(rows: Sequence[Row], tablefmt: str = "simple") -> str:
     """The table of one group of rows, its geometric mean, and the rows' messages."""
     cells = [_cells(row) for row in rows]
     columns = _columns(cells)
-    text_columns = ("layer", "kernel", "bound")
-    parts = [
-        str(rows[0].key),
-        tabulate(
-            [[row.get(name, "") for name in columns] for row in cells],
-            columns,
-            tablefmt=tablefmt,
-            disable_numparse=True,
-            colalign=["left" if name in text_columns else "right" for name in columns],
-        ),
-    ]
+    lines = [[row.get(name, "") for name in columns] for row in cells]
+    parts = [str(rows[0].key), _grid(lines, columns, ("layer", "kernel", "bound"), tablefmt)]
     summary = summarise(str(rows[0].key), rows)
     if summary is not None:
         parts.append(_sentence(summary))
@@ -127,11 +128,7 @@ def closing(rows: Sequence[Row], tablefmt: str = "simple") -> str:
         del columns[3]
         for line in lines:
             del line[3]
-    text_columns = ("geometric mean over", "worst row")
-    alignment = ["left" if name in text_columns else "right" for name in columns]
-    return str(
-        tabulate(lines, columns, tablefmt=tablefmt, disable_numparse=True, colalign=alignment)
-    )
+    return _grid(lines, columns, ("geometric mean over", "worst row"), tablefmt)
 
 
 def header(run: Run) -> str:
