@@ -1,8 +1,8 @@
 // Direct 3x3 convolution for fprop and dgrad at strides 1 and 2, any channels per group, both
-// layouts, float32 arithmetic.
+// layouts, float32 sums.
 //
 // Work is split over images, blocks of units (slabs.h) and bands of grid rows. A task walks down its
-// band: each input row is converted once into a strip in a small ring that stays in cache, zero
+// band: each input row is brought once into a strip in a small ring that stays in cache, zero
 // padding included, and the register tiles (tile.h) sweep the rows. float32 NHWC tiles store straight
 // into the output; anything else passes through a strip of output rows. Weights are packed once per
 // call. Each output is summed in one place in one order: results do not depend on the split.
@@ -99,7 +99,7 @@ inline ConvPlan make_conv_plan(const PassArgs& args) {
     const int64_t swept = ceil_div(max64(1, col.end - col.begin), plan.px) * plan.px;
     plan.strip_cols = max64(plan.strip_cols, first + (swept - 1) * c.stride + col.taps);
   }
-  plan.strip_row = plan.strip_cols * plan.s.in_unit;
+  plan.strip_row = plan.strip_cols * plan.s.in_unit_words;
   plan.out_strip_row = (c.out_w + c.out_step * (plan.px + 1)) * Vec::kLanes;
 
   plan.direct_store = args.dtype == DType::kFloat32 && args.layout == Layout::kNHWC;
@@ -115,6 +115,8 @@ inline ConvPlan make_conv_plan(const PassArgs& args) {
 // One walk down a band of grid rows for one block of units.
 template <class E>
 class ConvTask {
+  using Loader = StripLoader<Vec::kChannelsPerWord, E>;
+
  public:
   ConvTask(const ConvPlan& plan, const PassArgs& args, const float* weights)
       : plan_(plan),
@@ -187,10 +189,10 @@ class ConvTask {
     const int64_t skip = begin - plan_.col_origin;
     const int64_t rows_ahead = Vec::kTileRows * plan_.c.stride;  // what the next step will load
     if (s.permute) {
-      load_pixels<E>(in_, n_, s.in_begin(unit), static_cast<int>(s.in_count(unit)), h, begin, cols,
-                     slot(strip, h) + skip * Vec::kLanes, rows_ahead);
+      Loader::pixels(in_, n_, s.in_begin(unit), static_cast<int>(s.in_count(unit)), h, begin, cols,
+                     slot(strip, h) + skip * s.in_unit_words, rows_ahead);
     } else {
-      load_planes<E>(in_, n_, s.in_begin(unit), s.in_count(unit), h, begin, cols,
+      Loader::planes(in_, n_, s.in_begin(unit), s.in_count(unit), h, begin, cols,
                      slot(strip, h) + skip, plan_.strip_cols, rows_ahead);
     }
   }
@@ -218,7 +220,7 @@ class ConvTask {
       if (rows <= 0) continue;
       TileArgs t{};
       t.plane = plan_.strip_cols;
-      t.channels = static_cast<int>(c.in_per_group);
+      t.words = static_cast<int>(words(c.in_per_group));
       t.group_base = group_base_;
       t.bias = bias;
       t.stream = in_place && plan_.stream;
@@ -239,7 +241,7 @@ class ConvTask {
         t.weights = weights_ + slab * packed_slab_floats(c) + phase_offset(c, rp, cp);
         for (int64_t q = col.begin; q < col.end; q += plan_.px) {
           const int64_t in_col = q * c.stride + col.in_offset - plan_.col_origin;
-          const int64_t pitch = plan_.s.permute ? L : 1;
+          const int64_t pitch = plan_.s.permute ? plan_.s.in_unit_words : 1;
           for (int64_t i = 0; i < in_rows; ++i) t.rows[i] = in_row[i] + in_col * pitch;
           const int64_t out_col = q * c.out_step + col.out_offset;
           const int64_t px = min64(plan_.px, col.end - q);
@@ -317,7 +319,7 @@ void direct_conv(const PassArgs& args) {
         const Context& x = *static_cast<Context*>(opaque);
         const auto* w = static_cast<const typename E::T*>(x.args.w);
         for (int64_t slab = begin; slab < end; ++slab) {
-          pack_slab<E>(x.plan.c, x.plan.s, w, slab,
+          WeightPacker<Vec::kChannelsPerWord, E>::slab(x.plan.c, x.plan.s, w, slab,
                        x.weights + slab * packed_slab_floats(x.plan.c));
         }
       },

@@ -119,7 +119,7 @@ inline WgradFunction select_wgrad(int stride, int channels) {
 }
 
 constexpr int64_t kWgradStripBudget = int64_t{24} << 10;  // bytes of strips: they stay in L1
-constexpr int64_t kRunPixels = 64;  // output pixels summed in registers
+constexpr int64_t kRunPixels = 16;  // output pixels summed in registers
 constexpr int64_t kWgradTasks = 64;  // wanted, so that many threads find work; fixed for determinism
 
 struct WgradPlan {
@@ -216,10 +216,10 @@ class WgradTask {
     int64_t h = max64(max64(0, first), loaded);
     for (; h < end; ++h) {
       if (s.permute) {
-        load_pixels<E>(x_, n, s.in_begin(unit), static_cast<int>(s.in_count(unit)), h, 0, p.W,
+        load_float_pixels<E>(x_, n, s.in_begin(unit), static_cast<int>(s.in_count(unit)), h, 0, p.W,
                        slot(h), plan_.band_rows * p.stride_h);
       } else {
-        load_planes<E>(x_, n, s.in_begin(unit), s.in_count(unit), h, 0, p.W, slot(h), p.W,
+        load_float_planes<E>(x_, n, s.in_begin(unit), s.in_count(unit), h, 0, p.W, slot(h), p.W,
                        plan_.band_rows * p.stride_h);
       }
     }
@@ -229,7 +229,7 @@ class WgradTask {
   void load_dy(int64_t n, int64_t slab, int64_t p0, int64_t rows) {
     for (int64_t i = 0; i < rows; ++i) {
       float* row = dy_strip_ + i * plan_.dy_row;
-      load_pixels<E>(dy_, n, plan_.s.out_begin(slab), plan_.s.lanes(slab), p0 + i, 0, plan_.p.Q,
+      load_float_pixels<E>(dy_, n, plan_.s.out_begin(slab), plan_.s.lanes(slab), p0 + i, 0, plan_.p.Q,
                      row, plan_.band_rows);
       dy_rows_[i] = row;
     }

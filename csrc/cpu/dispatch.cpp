@@ -7,6 +7,9 @@
 
 namespace grouped_conv::cpu {
 
+#ifdef GROUPED_CONV_HAVE_AVX512BF16
+extern const IsaKernels kAvx512Bf16Kernels;
+#endif
 #ifdef GROUPED_CONV_HAVE_AVX512
 extern const IsaKernels kAvx512Kernels;
 #endif
@@ -18,6 +21,9 @@ extern const IsaKernels kPortableKernels;
 namespace {
 
 const IsaKernels* const kCompiled[] = {
+#ifdef GROUPED_CONV_HAVE_AVX512BF16
+    &kAvx512Bf16Kernels,
+#endif
 #ifdef GROUPED_CONV_HAVE_AVX512
     &kAvx512Kernels,
 #endif

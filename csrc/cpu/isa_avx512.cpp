@@ -1,5 +1,10 @@
 #define GROUPED_CONV_ISA isa_avx512
 #include "vec_avx512.h"
+
+namespace grouped_conv::cpu::GROUPED_CONV_ISA {
+using Vec = Avx512;
+}
+
 // The vector interface comes first: the kernels are written over it.
 #include "direct.h"
 

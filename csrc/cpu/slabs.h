@@ -1,5 +1,6 @@
 // How channels map to vector lanes, and how a row of a tensor becomes a strip: the channels of one
-// unit, converted to float32, in the order in which the register tiles read them.
+// unit as 32-bit words, in the order in which the register tiles read them. A word is a float32 here;
+// pairs.h has the strips whose words are two bfloat16.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +17,7 @@ struct Slabs {
   bool permute;
   int64_t units, slabs_per_unit;
   int64_t in_unit, out_unit;  // channels per unit
+  int64_t in_unit_words;      // words of one strip column
   int64_t in_channels, out_channels;
   int64_t in_per_group, out_per_group;
 
@@ -33,12 +35,17 @@ struct Slabs {
   }
 };
 
+constexpr int64_t words(int64_t channels) {
+  return (channels + Vec::kChannelsPerWord - 1) / Vec::kChannelsPerWord;
+}
+
 inline Slabs make_slabs(int64_t groups, int64_t in_per_group, int64_t out_per_group) {
   constexpr int64_t L = Vec::kLanes;
   Slabs s{};
   s.in_per_group = in_per_group, s.out_per_group = out_per_group;
   s.in_channels = groups * in_per_group, s.out_channels = groups * out_per_group;
-  s.permute = in_per_group == out_per_group && in_per_group < L && L % in_per_group == 0;
+  s.permute = in_per_group == out_per_group && in_per_group < L && L % in_per_group == 0 &&
+              in_per_group % Vec::kChannelsPerWord == 0;
   if (s.permute) {
     s.in_unit = s.out_unit = L;
     s.units = ceil_div(s.in_channels, L);
@@ -48,6 +55,7 @@ inline Slabs make_slabs(int64_t groups, int64_t in_per_group, int64_t out_per_gr
     s.units = groups;
     s.slabs_per_unit = ceil_div(out_per_group, L);
   }
+  s.in_unit_words = words(s.in_unit);
   return s;
 }
 
@@ -70,7 +78,7 @@ struct Activation {
 // Columns [begin, begin + cols) of one row as pixels of kLanes channels; lanes beyond `channels`
 // become zero. The same columns `rows_ahead` rows further down are prefetched.
 template <class E>
-inline void load_pixels(const Activation<E>& t, int64_t n, int64_t c0, int channels, int64_t row,
+inline void load_float_pixels(const Activation<E>& t, int64_t n, int64_t c0, int channels, int64_t row,
                         int64_t begin, int64_t cols, float* dst, int64_t rows_ahead) {
   constexpr int L = Vec::kLanes;
   const typename E::T* src = t.at(n, c0, row, begin);
@@ -99,7 +107,7 @@ inline void load_pixels(const Activation<E>& t, int64_t n, int64_t c0, int chann
 
 // The same columns as one plane per channel, `plane` floats apart.
 template <class E>
-inline void load_planes(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels,
+inline void load_float_planes(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels,
                         int64_t row, int64_t begin, int64_t cols, float* dst, int64_t plane,
                         int64_t rows_ahead) {
   constexpr int L = Vec::kLanes;
@@ -122,6 +130,21 @@ inline void load_planes(const Activation<E>& t, int64_t n, int64_t c0, int64_t c
     }
   }
 }
+
+// The loads of strips whose words hold kChannels channels.
+template <int kChannels, class E>
+struct StripLoader {
+  static_assert(kChannels == 1);
+
+  static void pixels(const Activation<E>& t, int64_t n, int64_t c0, int channels, int64_t row,
+                     int64_t begin, int64_t cols, float* dst, int64_t rows_ahead) {
+    load_float_pixels<E>(t, n, c0, channels, row, begin, cols, dst, rows_ahead);
+  }
+  static void planes(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels, int64_t row,
+                     int64_t begin, int64_t cols, float* dst, int64_t plane, int64_t rows_ahead) {
+    load_float_planes<E>(t, n, c0, channels, row, begin, cols, dst, plane, rows_ahead);
+  }
+};
 
 // Asks for the lines that store_pixels will write.
 template <class E>

@@ -9,9 +9,11 @@
 //   permute     the lanes span several groups of fewer than kLanes channels: a strip holds pixels of
 //               kLanes channels and lane l receives channel c of its own group
 //   broadcast   the lanes belong to one group: a strip holds channel planes
+// Strips and weights consist of 32-bit words: one float32 channel, or two bfloat16 channels whose
+// products fma adds up. c above counts words.
 // No lane ever multiplies a value of another group, so Inf and NaN stay in theirs.
 // Summation order: channels, then taps in row-major order, whatever the tile's shape. Sums over many
-// channels are split into runs of kRunChannels that are added to each other: a shorter chain of
+// channels are split into runs of kRunWords that are added to each other: a shorter chain of
 // roundings for a percent of the time.
 #pragma once
 
@@ -33,14 +35,14 @@ inline __attribute__((always_inline)) void unroll(F&& f) {
 }
 
 constexpr int kMaxInputRows = 5;
-constexpr int kRunChannels = 16;
+constexpr int kRunWords = 16;
 
 struct TileArgs {
   const float* rows[kMaxInputRows];  // strip rows, at the tile's first column
-  int64_t plane;                     // floats from one channel plane to the next (broadcast)
-  int channels;                      // input channels per group
-  const float* weights;              // [channels][kTR * kTS][kLanes]
-  Vec::Index group_base;             // lane -> first channel of its group (permute)
+  int64_t plane;                     // words from one channel plane to the next (broadcast)
+  int words;                         // input channels per group, in words
+  const float* weights;              // [words][kTR * kTS][kLanes]
+  Vec::Index group_base;             // lane -> first word of its group (permute)
   const float* bias;                 // [kLanes]
   float* out;
   int64_t out_row, out_px;  // floats between output rows and between output pixels
@@ -67,11 +69,11 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
   const float* rows[kInRows];
   unroll<kInRows>([&](auto i) { rows[i] = a.rows[i]; });
   const float* w = a.weights;
-  Vec::Index lane_channel = a.group_base;
+  Vec::Index lane_word = a.group_base;
   Vec::Reg runs[kRows][kPx];
-  for (int c = 0; c < a.channels; ++c) {
-    if (c != 0 && c % kRunChannels == 0) {
-      const bool first = c == kRunChannels;
+  for (int c = 0; c < a.words; ++c) {
+    if (c != 0 && c % kRunWords == 0) {
+      const bool first = c == kRunWords;
       unroll<kRows>([&](auto i) {
         unroll<kPx>([&](auto j) {
           runs[i][j] = first ? acc[i][j] : Vec::add(runs[i][j], acc[i][j]);
@@ -90,7 +92,7 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
       unroll<kInCols>([&](auto j) {
         Vec::Reg x;
         if constexpr (kPermute) {
-          x = Vec::permute(rows[i] + j * L, lane_channel);
+          x = Vec::permute(rows[i] + j * (L / Vec::kChannelsPerWord), lane_word);
         } else {
           x = Vec::broadcast(rows[i] + j);
         }
@@ -108,13 +110,13 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
     });
     w += kTR * kTS * L;
     if constexpr (kPermute) {
-      lane_channel = Vec::next(lane_channel);
+      lane_word = Vec::next(lane_word);
     } else {
       unroll<kInRows>([&](auto i) { rows[i] += a.plane; });
     }
   }
 
-  if (a.channels > kRunChannels) {
+  if (a.words > kRunWords) {
     unroll<kRows>([&](auto i) {
       unroll<kPx>([&](auto j) { acc[i][j] = Vec::add(runs[i][j], acc[i][j]); });
     });

@@ -7,8 +7,9 @@
 
 namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
-struct Vec {
+struct Avx512 {
   static constexpr int kLanes = 16;
+  static constexpr int kChannelsPerWord = 1;
   static constexpr int kTileRows = 2;
   static constexpr int kWgradChannels = 8;
   using Reg = __m512;

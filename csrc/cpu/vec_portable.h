@@ -10,6 +10,8 @@
 //   *_bf16, *_f16  conversion from and to 16-bit floats, to nearest even
 //   transpose(r)   lane j of r[i] <-> lane i of r[j]
 //   kTileRows      output rows of a register tile; kWgradChannels: input channels accumulated at once
+//   kChannelsPerWord  input channels in one 32-bit word of a strip: 1 (float32) or 2 (bfloat16, where
+//                  fma adds two products to each lane; see pairs.h)
 #pragma once
 
 #include <cstdint>
@@ -19,6 +21,7 @@ namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
 struct Vec {
   static constexpr int kLanes = 4;
+  static constexpr int kChannelsPerWord = 1;
 #if defined(__aarch64__)
   static constexpr int kTileRows = 2;
   static constexpr int kWgradChannels = 8;
