@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from support import LAYOUTS, poisoned
+from support import LAYOUTS, poisoned, threads
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """The problems are small: threads would only wait for each other, on a busy machine for long.
+
+    Tests of what threads do to a result ask for them.
+    """
+    with threads(1):
+        yield
 
 
 @pytest.fixture(autouse=True)

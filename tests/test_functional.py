@@ -20,6 +20,7 @@ from support import (
     poisoned,
     random_cases,
     short,
+    threads,
     walled,
 )
 from torch import Tensor
@@ -65,7 +66,7 @@ def assert_accurate(ours: list[Tensor], case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_random_problem(case: Case, backend: str):
     tensors = case.tensors()
-    with poisoned():
+    with poisoned(), threads(2 if backend == "native" else 1):
         ours = forward_and_backward(grouped_conv2d, case, *tensors, backend=backend)
     assert_accurate(ours, case)
     for a, b in zip(ours, pytorch(case), strict=True):
@@ -120,14 +121,10 @@ def test_reads_nothing_around_its_tensors(case: Case, backend: str):
 @pytest.mark.parametrize("case", RESNEXT_LAYERS[::3], ids=str)
 def test_same_bits_for_any_number_of_threads(case: Case, backend: str):
     tensors = case.tensors()
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3, 2):
-            torch.set_num_threads(threads)
+    results = []
+    for count in (1, 2, 3, 2):
+        with threads(count):
             results.append(forward_and_backward(grouped_conv2d, case, *tensors, backend=backend))
-    finally:
-        torch.set_num_threads(before)
     if backend == "native":
         for other in results[1:]:
             for a, b in zip(results[0], other, strict=True):

@@ -6,10 +6,11 @@ import copy
 import inspect
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from support import DTYPES, LAYOUTS, memory_format, short
+from support import DTYPES, LAYOUTS, memory_format, short, threads
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -247,14 +248,12 @@ def test_functional_call():
     torch.testing.assert_close(torch.func.functional_call(layer, weights, x), 2 * layer(x))
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_several_python_threads(threads: int):
-    from concurrent.futures import ThreadPoolExecutor
-
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_several_python_threads(workers: int):
     layer = GroupedConv2d(64, 64, 3, padding=1, groups=16)
     inputs = [torch.randn(2, 64, 15, 15) for _ in range(8)]
     expected = [run(copy.deepcopy(layer), x) for x in inputs]
-    with ThreadPoolExecutor(threads) as pool:
+    with threads(2), ThreadPoolExecutor(workers) as pool:
         actual = list(pool.map(lambda x: run(copy.deepcopy(layer), x), inputs))
     for a, b in zip(actual, expected, strict=True):
         assert_alike(a, b, tolerance=1e-6)
