@@ -25,7 +25,7 @@ from support import (
 )
 from torch import Tensor
 
-from grouped_conv import grouped_conv2d
+from grouped_conv import grouped_conv2d, use_backend
 from grouped_conv.problem import ConvProblem
 
 CASES = random_cases(260, seed=7)
@@ -42,14 +42,20 @@ def pytorch(case: Case) -> list[Tensor]:
     return forward_and_backward(F.conv2d, case, *case.tensors())
 
 
-def forward_and_backward(conv, case: Case, x, w, b, dy, **kwargs) -> list[Tensor]:
+def forward_and_backward(conv, case: Case, x, w, b, dy) -> list[Tensor]:
     """y, dx, dw and, with a bias, db."""
     p = case.problem
     leaves = [t.detach().requires_grad_() for t in (x, w, b) if t is not None]
     bias = leaves[2] if b is not None else None
-    y = conv(leaves[0], leaves[1], bias, p.stride, p.padding, p.dilation, p.G, **kwargs)
+    y = conv(leaves[0], leaves[1], bias, p.stride, p.padding, p.dilation, p.G)
     y.backward(dy)
     return [y.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def by(backend: str, case: Case, *tensors) -> list[Tensor]:
+    """The results of one of our backends, forward and backward."""
+    with use_backend(backend):
+        return forward_and_backward(grouped_conv2d, case, *tensors)
 
 
 def assert_accurate(ours: list[Tensor], case: Case) -> None:
@@ -67,7 +73,7 @@ def assert_accurate(ours: list[Tensor], case: Case) -> None:
 def test_random_problem(case: Case, backend: str):
     tensors = case.tensors()
     with poisoned(), threads(2 if backend == "native" else 1):
-        ours = forward_and_backward(grouped_conv2d, case, *tensors, backend=backend)
+        ours = by(backend, case, *tensors)
     assert_accurate(ours, case)
     for a, b in zip(ours, pytorch(case), strict=True):
         if a.dim() == 4 and a.numel():
@@ -113,7 +119,7 @@ RESNEXT_LAYERS = [
 def test_reads_nothing_around_its_tensors(case: Case, backend: str):
     tensors = [t if t is None else walled(t) for t in case.tensors()]
     with poisoned():
-        ours = forward_and_backward(grouped_conv2d, case, *tensors, backend=backend)
+        ours = by(backend, case, *tensors)
     assert_accurate(ours, case)
 
 
@@ -124,7 +130,7 @@ def test_same_bits_for_any_number_of_threads(case: Case, backend: str):
     results = []
     for count in (1, 2, 3, 2):
         with threads(count):
-            results.append(forward_and_backward(grouped_conv2d, case, *tensors, backend=backend))
+            results.append(by(backend, case, *tensors))
     if backend == "native":
         for other in results[1:]:
             for a, b in zip(results[0], other, strict=True):
@@ -312,7 +318,7 @@ def test_inputs_are_left_alone(backend: str, layout: str):
     case = dataclasses.replace(RESNEXT_LAYERS[0], layout=layout, bias=True)
     tensors = case.tensors()
     copies = [t.clone() for t in tensors]
-    forward_and_backward(grouped_conv2d, case, *tensors, backend=backend)
+    by(backend, case, *tensors)
     for a, b in zip(tensors, copies, strict=True):
         assert torch.equal(a, b)
         assert a.stride() == b.stride()
