@@ -29,11 +29,12 @@ struct ConvProblem {
   // is customary in the literature.
   double flops() const { return 2.0 * N * K * P * Q * c_per_group() * R * S; }
 
-  // The only place that computes an output extent; negative when the dilated kernel does not fit.
+  // The only place that computes an output extent; zero or less where the dilated kernel does not
+  // fit. The division rounds down, as Python's does.
   static constexpr int64_t output_extent(int64_t in, int64_t kernel, int64_t pad, int64_t stride,
                                          int64_t dilation) {
     const int64_t span = in + 2 * pad - dilation * (kernel - 1) - 1;
-    return span < 0 ? -1 : span / stride + 1;
+    return (span >= 0 ? span / stride : -((stride - 1 - span) / stride)) + 1;
   }
 
   // Completes P and Q. Every other extent must have been validated (checks.h does so).

@@ -81,5 +81,5 @@ PYBIND11_MODULE(_C, m) {
         "dilation, flat), or None.");
   m.def("output_extent", &grouped_conv::ConvProblem::output_extent, py::arg("size"),
         py::arg("kernel"), py::arg("padding"), py::arg("stride"), py::arg("dilation"),
-        "Output extent of one spatial dimension, -1 where the dilated kernel does not fit.");
+        "Output extent of one spatial dimension, zero or less where the dilated kernel does not fit.");
 }

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from grouped_conv import routing
-from grouped_conv.problem import output_extent
+from grouped_conv.problem import ConvProblem
 from grouped_conv.routing import memory_format, suggests_channels_last
 
 _Grads = tuple[Tensor | None, ...]
@@ -36,6 +36,30 @@ class _Attributes(NamedTuple):
     groups: int
 
 
+def _check_same_kind(a: Tensor, a_name: str, b: Tensor, b_name: str) -> None:
+    torch._check(
+        a.dtype == b.dtype,
+        lambda: f"grouped_conv: {a_name} and {b_name} should have the same dtype",
+    )
+    torch._check(
+        a.device == b.device,
+        lambda: f"grouped_conv: expected {a_name} and {b_name} to be on the same device",
+    )
+
+
+def _check_output(dy: Tensor, p: ConvProblem) -> None:
+    expected = p.output_size
+    torch._check(dy.dim() == 4, lambda: "grouped_conv: expected 4-dimensional grad_output")
+    for i in range(4):
+        torch._check(
+            dy.shape[i] == expected[i],
+            lambda: (
+                f"grouped_conv: expected grad_output of size {list(expected)}, "
+                f"but got {list(dy.shape)}"
+            ),
+        )
+
+
 @torch.library.register_fake("grouped_conv::fprop")  # type: ignore[untyped-decorator]
 def _fprop_fake(
     x: Tensor,
@@ -46,21 +70,19 @@ def _fprop_fake(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    torch._check(x.dim() == 4 and w.dim() == 4, lambda: "grouped_conv: expected 4-D tensors")
-    torch._check(
-        x.shape[1] == w.shape[1] * groups,
-        lambda: (
-            f"Given groups={groups}, weight of size {list(w.shape)}, expected "
-            f"input{list(x.shape)} to have {w.shape[1] * groups} channels, but got "
-            f"{x.shape[1]} channels instead"
-        ),
-    )
-    p, q = (
-        output_extent(x.shape[2 + i], w.shape[2 + i], padding[i], stride[i], dilation[i])
-        for i in range(2)
-    )
+    p = ConvProblem.checked(x.shape, w.shape, stride, padding, dilation, groups)
+    _check_same_kind(x, "input", w, "weight")
+    if bias is not None:
+        _check_same_kind(x, "input", bias, "bias")
+        torch._check(
+            bias.dim() == 1 and bias.shape[0] == p.K,
+            lambda: (
+                f"Given weight of size {list(w.shape)}, expected bias to be 1-dimensional with "
+                f"{p.K} elements, but got bias of size {list(bias.shape)} instead"
+            ),
+        )
     return torch.empty(
-        (x.shape[0], w.shape[0], p, q),
+        p.output_size,
         dtype=x.dtype,
         device=x.device,
         memory_format=memory_format(suggests_channels_last(x)),
@@ -78,6 +100,9 @@ def _dgrad_fake(
     groups: int,
     channels_last: bool,
 ) -> Tensor:
+    p = ConvProblem.checked(input_size, w.shape, stride, padding, dilation, groups)
+    _check_same_kind(dy, "grad_output", w, "weight")
+    _check_output(dy, p)
     return torch.empty(
         tuple(input_size),
         dtype=dy.dtype,
@@ -97,6 +122,9 @@ def _wgrad_fake(
     groups: int,
     channels_last: bool,
 ) -> Tensor:
+    p = ConvProblem.checked(x.shape, weight_size, stride, padding, dilation, groups)
+    _check_same_kind(dy, "grad_output", x, "input")
+    _check_output(dy, p)
     return torch.empty(
         tuple(weight_size),
         dtype=x.dtype,

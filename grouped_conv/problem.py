@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +13,8 @@ PASSES: tuple[Pass, ...] = ("fprop", "dgrad", "wgrad")
 
 
 def output_extent(size: int, kernel: int, padding: int, stride: int, dilation: int) -> int:
-    """Output extent of one spatial dimension, ``-1`` where the dilated kernel does not fit."""
-    span = size + 2 * padding - dilation * (kernel - 1) - 1
-    return -1 if span < 0 else span // stride + 1
+    """Output extent of one spatial dimension, zero or less where the kernel does not fit."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,67 @@ class ConvProblem:
         n, c, h, w = input_size
         k, _, r, s = weight_size
         return cls(n, c, h, w, k, r, s, groups, *padding, *stride, *dilation)
+
+    @classmethod
+    def checked(
+        cls,
+        input_size: Sequence[int],
+        weight_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> ConvProblem:
+        """As :meth:`from_sizes`, for sizes and attributes that may be wrong or symbolic.
+
+        Raises:
+            RuntimeError: with ATen's wording, where ``csrc/checks.h`` raises it.
+        """
+
+        def check(condition: bool, message: str) -> None:
+            torch._check(condition, lambda: message)
+
+        x, w = list(input_size), list(weight_size)
+        check(len(x) == 4, f"grouped_conv: expected 4-dimensional input, but got size {x}")
+        check(len(w) == 4, f"grouped_conv: expected 4-dimensional weight, but got size {w}")
+        for name, values, least in (
+            ("stride", stride, 1),
+            ("padding", padding, 0),
+            ("dilation", dilation, 1),
+        ):
+            check(len(values) == 2, f"grouped_conv: {name} must have two elements")
+            for value in values:
+                check(value >= least, f"grouped_conv: {name} {list(values)} is not supported")
+        check(groups >= 1, "non-positive groups is not supported")
+        for extent in w:
+            check(extent > 0, f"grouped_conv: expected a non-empty weight, but got size {w}")
+        for extent in x:
+            check(extent >= 0, f"grouped_conv: negative input size {x}")
+        check(
+            w[0] % groups == 0,
+            f"Given groups={groups}, expected weight to be divisible by {groups} at dimension 0, "
+            f"but got weight of size {w} instead",
+        )
+        check(
+            x[1] == w[1] * groups,
+            f"Given groups={groups}, weight of size {w}, expected input{x} to have "
+            f"{w[1] * groups} channels, but got {x[1]} channels instead",
+        )
+        for i in range(2):
+            reach = dilation[i] * (w[2 + i] - 1) + 1
+            check(
+                x[2 + i] + 2 * padding[i] >= reach,
+                f"Kernel size can't be greater than actual input size: input {x}, padding "
+                f"{list(padding)}, weight {w}, dilation {list(dilation)}",
+            )
+        return cls.from_sizes(
+            (x[0], x[1], x[2], x[3]),
+            (w[0], w[1], w[2], w[3]),
+            (stride[0], stride[1]),
+            (padding[0], padding[1]),
+            (dilation[0], dilation[1]),
+            groups,
+        )
 
     @property
     def P(self) -> int:

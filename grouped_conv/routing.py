@@ -122,7 +122,10 @@ def decide_query(query: Query, backend: str | None = None) -> PassDecision:
     if torch.compiler.is_compiling():
         return _decide(query, name)
     key = (query, name)
-    decision = _cache.get(key)
+    try:
+        decision = _cache.get(key)
+    except TypeError:  # symbolic extents, while a graph is traced, have no hash
+        return _decide(query, name)
     if decision is None:
         decision = _decide(query, name)
         if len(_cache) < _CACHE_LIMIT:

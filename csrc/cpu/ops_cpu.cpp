@@ -107,7 +107,11 @@ Tensor wgrad(const Tensor& grad_output, const Tensor& input, IntList weight_size
   const Tensor dy = dense(grad_output, nhwc);
   Tensor dw = allocate(input, {p.K, p.c_per_group(), p.R, p.S}, false);
   launch(Pass::kWgrad, p, x.scalar_type(), nhwc, x, dw, dy, nullptr);
-  return dense(dw, channels_last);
+  if (!channels_last) return dw;
+  // A copy, not contiguous(): that keeps other strides where an extent is 1.
+  Tensor out = allocate(input, {p.K, p.c_per_group(), p.R, p.S}, true);
+  torch::stable::copy_(out, dw);
+  return out;
 }
 
 }  // namespace
