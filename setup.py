@@ -58,7 +58,7 @@ class CMakeBuild(build_ext):
             toolchain.note(f"CUDA {plan.nvcc.version} kernels for {', '.join(plan.archs)}")
 
         arguments = cmake_arguments(torch, plan)
-        tree = build_tree(torch, plan, arguments)
+        tree = build_tree(torch, arguments)
         configure(cmake, tree, arguments)
         jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
         call(cmake, "--build", tree, "--parallel", jobs)
@@ -103,18 +103,17 @@ def cmake_arguments(torch: toolchain.Torch, plan: toolchain.CudaPlan) -> list[st
     return arguments + shlex.split(os.environ.get("CMAKE_ARGS", ""))
 
 
-def build_tree(torch: toolchain.Torch, plan: toolchain.CudaPlan, arguments: list[str]) -> Path:
+def build_tree(torch: toolchain.Torch, arguments: list[str]) -> Path:
     """A directory that outlives the build, so that the next one compiles only what changed.
 
     What CMake cannot change in a configured directory is part of its name, so that environments
     do not spoil each other's builds.
     """
-    fixed = [a for a in arguments if a.startswith(("-G", "-DCMAKE_BUILD_TYPE", "-DCMAKE_CUDA_COM"))]
+    fixed = [a for a in arguments if a.startswith(("-G", "-DCMAKE_BUILD_TYPE"))]
     fixed += [os.environ.get(name, "") for name in ("CXX", "CXXFLAGS", "CMAKE_ARGS")]
     digest = hashlib.sha256("\0".join(fixed).encode()).hexdigest()[:8]
-    device = f"cuda{plan.nvcc.version}" if plan.nvcc else "cpu"
     abi = sysconfig.get_config_var("SOABI")
-    return ROOT / "build" / "cmake" / f"{abi}-torch{torch.version}-{device}-{digest}"
+    return ROOT / "build" / "cmake" / f"{abi}-torch{torch.version}-{digest}"
 
 
 def configure(cmake: Path, tree: Path, arguments: list[str]) -> None:

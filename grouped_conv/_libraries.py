@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -21,10 +22,10 @@ def load() -> None:
     if _loaded:
         return
     library = _PACKAGE / "_cpu.so"
-    if not library.exists():
+    if not library.exists() or importlib.util.find_spec("grouped_conv._C") is None:
         raise ImportError(
-            f"grouped_conv in {_PACKAGE} is a source tree without its compiled libraries: "
-            "run `pip install -e .` in it, or `pip install .` and import from another directory"
+            f"grouped_conv in {_PACKAGE} has no compiled libraries for this Python: "
+            "run `pip install -e .` in the source tree, or `pip install .` and import elsewhere"
         )
     try:
         torch.ops.load_library(library)
