@@ -66,8 +66,8 @@ inline void check_attributes(const ConvAttributes& a) {
 inline ConvProblem make_problem(const int64_t* x, const int64_t* w, const ConvAttributes& a) {
   STD_TORCH_CHECK(w[0] > 0 && w[1] > 0 && w[2] > 0 && w[3] > 0,
                   "grouped_conv: expected a non-empty weight, but got sizes ", format_sizes(w, 4));
-  STD_TORCH_CHECK(x[0] >= 0 && x[2] >= 0 && x[3] >= 0,
-                  "grouped_conv: negative input size ", format_sizes(x, 4));
+  STD_TORCH_CHECK(x[0] >= 0 && x[2] >= 0 && x[3] >= 0, "grouped_conv: negative input size ",
+                  format_sizes(x, 4));
   STD_TORCH_CHECK(w[0] % a.groups == 0, "Given groups=", a.groups, ", expected weight to be ",
                   "divisible by ", a.groups, " at dimension 0, but got weight of size ",
                   format_sizes(w, 4), " instead");

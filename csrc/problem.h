@@ -1,5 +1,6 @@
 // The one descriptor of a grouped 2-D convolution that every layer of the library shares.
-// Plain C++: kernels include it, and it includes nothing of torch. grouped_conv/problem.py mirrors it.
+// Plain C++: kernels include it, and it includes nothing of torch. grouped_conv/problem.py mirrors
+// it.
 #pragma once
 
 #include <cstdint>

@@ -74,12 +74,15 @@ PYBIND11_MODULE(_C, m) {
         "Instruction sets that the kernels have variants for, and whether this machine has them.");
   m.def("compiled_isas", &grouped_conv::compiled_isas,
         "Instruction sets of the CPU kernels in this build, best first.");
-  m.def("cpu_isa", [] { return std::string(grouped_conv::cpu::isa_kernels().name); },
-        "The instruction set that the CPU kernels use in this process.");
-  m.def("direct_refusal", &grouped_conv::direct_refusal, py::arg("extents"), py::arg("dtype"),
-        "Why the direct CPU kernels do not take a problem (N, C, H, W, K, R, S, G, padding, stride, "
-        "dilation, flat), or None.");
+  m.def(
+      "cpu_isa", [] { return std::string(grouped_conv::cpu::isa_kernels().name); },
+      "The instruction set that the CPU kernels use in this process.");
+  m.def(
+      "direct_refusal", &grouped_conv::direct_refusal, py::arg("extents"), py::arg("dtype"),
+      "Why the direct CPU kernels do not take a problem (N, C, H, W, K, R, S, G, padding, stride, "
+      "dilation, flat), or None.");
   m.def("output_extent", &grouped_conv::ConvProblem::output_extent, py::arg("size"),
         py::arg("kernel"), py::arg("padding"), py::arg("stride"), py::arg("dilation"),
-        "Output extent of one spatial dimension, zero or less where the dilated kernel does not fit.");
+        "Output extent of one spatial dimension, zero or less where the dilated kernel does not "
+        "fit.");
 }

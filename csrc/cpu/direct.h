@@ -17,10 +17,14 @@ void direct_element(const PassArgs& args) {
 
 void direct(const PassArgs& args) {
   switch (args.dtype) {
-    case DType::kFloat32: return direct_element<ElementF32>(args);
-    case DType::kBFloat16: return direct_element<ElementBF16>(args);
-    case DType::kFloat16: return direct_element<ElementF16>(args);
-    case DType::kFloat64: return;  // direct_refusal() names it
+    case DType::kFloat32:
+      return direct_element<ElementF32>(args);
+    case DType::kBFloat16:
+      return direct_element<ElementBF16>(args);
+    case DType::kFloat16:
+      return direct_element<ElementF16>(args);
+    case DType::kFloat64:
+      return;  // direct_refusal() names it
   }
 }
 

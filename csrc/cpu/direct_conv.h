@@ -1,11 +1,12 @@
 // Direct 3x3 convolution for fprop and dgrad at strides 1 and 2, any channels per group, both
 // layouts, float32 sums.
 //
-// Work is split over images, blocks of units (slabs.h) and bands of grid rows. A task walks down its
-// band: each input row is brought once into a strip in a small ring that stays in cache, zero
-// padding included, and the register tiles (tile.h) sweep the rows. float32 NHWC tiles store straight
-// into the output; anything else passes through a strip of output rows. Weights are packed once per
-// call. Each output is summed in one place in one order: results do not depend on the split.
+// Work is split over images, blocks of units (slabs.h) and bands of grid rows. A task walks down
+// its band: each input row is brought once into a strip in a small ring that stays in cache, zero
+// padding included, and the register tiles (tile.h) sweep the rows. float32 NHWC tiles store
+// straight into the output; anything else passes through a strip of output rows. Weights are packed
+// once per call. Each output is summed in one place in one order: results do not depend on the
+// split.
 #pragma once
 
 #include <cstdint>
@@ -21,17 +22,18 @@
 
 namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
-constexpr int64_t kRingBudget = int64_t{32} << 10;  // bytes of strips and weights: a block stays in L1
+constexpr int64_t kRingBudget = int64_t{32}
+                                << 10;  // bytes of strips and weights: a block stays in L1
 
 struct ConvPlan {
   Correlation c;
   Slabs s;
-  int px;               // output pixels of a tile's row
-  int window;           // input rows that one step of kTileRows grid rows needs
-  int64_t row_origin;   // input row of grid row 0's first tap
-  int64_t col_origin;   // input column of a strip's first column
-  int64_t strip_cols;   // columns of a strip
-  int64_t strip_row;    // floats of one strip row
+  int px;              // output pixels of a tile's row
+  int window;          // input rows that one step of kTileRows grid rows needs
+  int64_t row_origin;  // input row of grid row 0's first tap
+  int64_t col_origin;  // input column of a strip's first column
+  int64_t strip_cols;  // columns of a strip
+  int64_t strip_row;   // floats of one strip row
   int64_t grid_begin, grid_end;
   int64_t units_per_block, blocks, bands, band_rows;
   bool direct_store, stream;
@@ -85,13 +87,14 @@ inline ConvPlan make_conv_plan(const PassArgs& args) {
     const PhaseAxis &row = c.rows[i], &col = c.cols[i];
     cols = max64(cols, col.end - col.begin);
     plan.row_origin = min64(plan.row_origin, row.in_offset);
-    last_tap_row = i == 0 ? row.in_offset + row.taps - 1
-                          : max64(last_tap_row, row.in_offset + row.taps - 1);
+    last_tap_row =
+        i == 0 ? row.in_offset + row.taps - 1 : max64(last_tap_row, row.in_offset + row.taps - 1);
     plan.col_origin = min64(plan.col_origin, col.begin * c.stride + col.in_offset);
     plan.grid_begin = min64(plan.grid_begin, row.begin);
     plan.grid_end = max64(plan.grid_end, row.end);
   }
-  plan.window = static_cast<int>((Vec::kTileRows - 1) * c.stride + last_tap_row - plan.row_origin + 1);
+  plan.window =
+      static_cast<int>((Vec::kTileRows - 1) * c.stride + last_tap_row - plan.row_origin + 1);
   plan.px = choose_px(cols);
   for (int i = 0; i < c.axis_phases; ++i) {
     const PhaseAxis& col = c.cols[i];
@@ -319,8 +322,8 @@ void direct_conv(const PassArgs& args) {
         const Context& x = *static_cast<Context*>(opaque);
         const auto* w = static_cast<const typename E::T*>(x.args.w);
         for (int64_t slab = begin; slab < end; ++slab) {
-          WeightPacker<Vec::kChannelsPerWord, E>::slab(x.plan.c, x.plan.s, w, slab,
-                       x.weights + slab * packed_slab_floats(x.plan.c));
+          WeightPacker<Vec::kChannelsPerWord, E>::slab(
+              x.plan.c, x.plan.s, w, slab, x.weights + slab * packed_slab_floats(x.plan.c));
         }
       },
       &context);

@@ -1,13 +1,15 @@
 // Direct 3x3 weight gradient at strides 1 and 2, any channels per group, both layouts, float32.
 //
-//   dw[k][c][r][s] = sum_{n,p,q} dy[n][k][p][q] * x[n][group(k), c][p*stride - pad + r][q*stride - pad + s]
+//   dw[k][c][r][s] = sum_{n,p,q} dy[n][k][p][q] * x[n][group(k), c][p*stride - pad + r][q*stride -
+//   pad + s]
 //
 // Lanes are output channels, as in tile.h. For a row r of taps and a few input channels the three
 // horizontal taps accumulate in registers over a band of rows; an input pixel is expanded to the
-// lanes once for all of them. Only products that the sum contains are formed: padding is skipped, not
-// multiplied, so Inf and NaN do not spread. Registers sum about kRunPixels pixels, those runs are added
-// up per image, the images per chunk of the batch, and the chunks in order: short chains of roundings. The chunks depend on the problem alone: results are
-// bitwise equal for any number of threads.
+// lanes once for all of them. Only products that the sum contains are formed: padding is skipped,
+// not multiplied, so Inf and NaN do not spread. Registers sum about kRunPixels pixels, those runs
+// are added up per image, the images per chunk of the batch, and the chunks in order: short chains
+// of roundings. The chunks depend on the problem alone: results are bitwise equal for any number of
+// threads.
 #pragma once
 
 #include <cstdint>
@@ -119,8 +121,9 @@ inline WgradFunction select_wgrad(int stride, int channels) {
 }
 
 constexpr int64_t kWgradStripBudget = int64_t{24} << 10;  // bytes of strips: they stay in L1
-constexpr int64_t kRunPixels = 16;  // output pixels summed in registers
-constexpr int64_t kWgradTasks = 64;  // wanted, so that many threads find work; fixed for determinism
+constexpr int64_t kRunPixels = 16;                        // output pixels summed in registers
+constexpr int64_t kWgradTasks =
+    64;  // wanted, so that many threads find work; fixed for determinism
 
 struct WgradPlan {
   ConvProblem p;
@@ -217,10 +220,10 @@ class WgradTask {
     for (; h < end; ++h) {
       if (s.permute) {
         load_float_pixels<E>(x_, n, s.in_begin(unit), static_cast<int>(s.in_count(unit)), h, 0, p.W,
-                       slot(h), plan_.band_rows * p.stride_h);
+                             slot(h), plan_.band_rows * p.stride_h);
       } else {
         load_float_planes<E>(x_, n, s.in_begin(unit), s.in_count(unit), h, 0, p.W, slot(h), p.W,
-                       plan_.band_rows * p.stride_h);
+                             plan_.band_rows * p.stride_h);
       }
     }
     return h;
@@ -229,8 +232,8 @@ class WgradTask {
   void load_dy(int64_t n, int64_t slab, int64_t p0, int64_t rows) {
     for (int64_t i = 0; i < rows; ++i) {
       float* row = dy_strip_ + i * plan_.dy_row;
-      load_float_pixels<E>(dy_, n, plan_.s.out_begin(slab), plan_.s.lanes(slab), p0 + i, 0, plan_.p.Q,
-                     row, plan_.band_rows);
+      load_float_pixels<E>(dy_, n, plan_.s.out_begin(slab), plan_.s.lanes(slab), p0 + i, 0,
+                           plan_.p.Q, row, plan_.band_rows);
       dy_rows_[i] = row;
     }
   }
@@ -250,8 +253,8 @@ class WgradTask {
       const int channels = left >= Vec::kWgradChannels ? Vec::kWgradChannels : left >= 4 ? 4 : 1;
       b.sums = slab_sums + (c * kTaps + 3 * r) * Vec::kLanes;
       const int stride = static_cast<int>(p.stride_h);
-      const WgradFunction block = permute ? select_wgrad<true>(stride, channels)
-                                          : select_wgrad<false>(stride, channels);
+      const WgradFunction block =
+          permute ? select_wgrad<true>(stride, channels) : select_wgrad<false>(stride, channels);
       for (int64_t i = 0; i < rows; i += run) {
         b.x_rows = x_rows_ + i, b.dy_rows = dy_rows_ + i, b.rows = min64(run, rows - i);
         block(b);
@@ -299,8 +302,8 @@ inline void reduce_slab(const WgradPlan& plan, const float* partials, int64_t sl
 template <class E>
 void direct_wgrad(const PassArgs& args) {
   const WgradPlan plan = make_wgrad_plan(args);
-  const ScratchLease partials(ScratchSlot::kShared, sizeof(float) * plan.chunks * plan.s.slabs() *
-                                                        plan.slab_floats);
+  const ScratchLease partials(ScratchSlot::kShared,
+                              sizeof(float) * plan.chunks * plan.s.slabs() * plan.slab_floats);
   struct Context {
     const WgradPlan& plan;
     const PassArgs& args;

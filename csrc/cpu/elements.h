@@ -1,5 +1,5 @@
-// Storage types of the direct kernels: how a row of float32, bfloat16 or float16 becomes a vector of
-// float32 and back. Everything between load and store is float32.
+// Storage types of the direct kernels: how a row of float32, bfloat16 or float16 becomes a vector
+// of float32 and back. Everything between load and store is float32.
 #pragma once
 
 #include <cstdint>
@@ -45,8 +45,8 @@ inline void prefetch_store(const void* p) { __builtin_prefetch(p, 1, 3); }
 
 constexpr int64_t kCacheLine = 64;
 
-// dst[j][i] = src[i][j] for an [rows, cols] matrix of E, written as float32. Strides are in elements.
-// What lies `ahead` elements further is prefetched: the rows that will be wanted next.
+// dst[j][i] = src[i][j] for an [rows, cols] matrix of E, written as float32. Strides are in
+// elements. What lies `ahead` elements further is prefetched: the rows that will be wanted next.
 template <class E>
 inline void transpose_in(const typename E::T* src, int64_t src_stride, int64_t rows, int64_t cols,
                          float* dst, int64_t dst_stride, int64_t ahead = 0) {

@@ -18,12 +18,17 @@ using torch::headeronly::ScalarType;
 
 DType to_dtype(ScalarType t) {
   switch (t) {
-    case ScalarType::Float: return DType::kFloat32;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    case ScalarType::Half: return DType::kFloat16;
-    case ScalarType::Double: return DType::kFloat64;
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::Double:
+      return DType::kFloat64;
     default:
-      STD_TORCH_CHECK(false, "grouped_conv: the CPU kernels take float32, bfloat16, float16 and "
+      STD_TORCH_CHECK(false,
+                      "grouped_conv: the CPU kernels take float32, bfloat16, float16 and "
                       "float64 tensors");
   }
 }

@@ -1,6 +1,6 @@
-// Strips and weights whose words are pairs of bfloat16: input channels 2i (low half) and 2i + 1 (high
-// half) of a group, the high half of an odd last channel zero. fma multiplies both halves and adds
-// both products to the lane.
+// Strips and weights whose words are pairs of bfloat16: input channels 2i (low half) and 2i + 1
+// (high half) of a group, the high half of an odd last channel zero. fma multiplies both halves and
+// adds both products to the lane.
 #pragma once
 
 #include "slabs.h"
@@ -47,8 +47,8 @@ struct StripLoader<2, ElementBF16> {
       const int nj = static_cast<int>(min64(L, cols - j0));
       if (!t.nhwc) {
         for (int64_t c = 0; c < channels; c += 2) {
-          Vec::store_partial(dst + c / 2 * plane + j0,
-                             zipped(t, src + j0, c, channels, nj, ahead), nj);
+          Vec::store_partial(dst + c / 2 * plane + j0, zipped(t, src + j0, c, channels, nj, ahead),
+                             nj);
         }
         continue;
       }

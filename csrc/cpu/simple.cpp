@@ -1,6 +1,6 @@
-// Plain loops for every kernel size, stride, padding, dilation and dtype: what the direct kernels do
-// not take, and what they are tested against. Both layouts are reached through strides. All sums are
-// in float64.
+// Plain loops for every kernel size, stride, padding, dilation and dtype: what the direct kernels
+// do not take, and what they are tested against. Both layouts are reached through strides. All sums
+// are in float64.
 #include <cstdint>
 #include <cstring>
 
@@ -84,7 +84,8 @@ View<T> activation(void* data, Layout layout, int64_t channels, int64_t h, int64
   return {typed, channels * h * w, h * w, w, 1};
 }
 
-// Taps [begin, end) of one axis for which index * stride - pad + tap * dilation lies in [0, extent).
+// Taps [begin, end) of one axis for which index * stride - pad + tap * dilation lies in [0,
+// extent).
 struct TapRange {
   int64_t begin, end, first;
 
@@ -134,9 +135,9 @@ struct Simple {
         for (int64_t c = 0; c < p.c_per_group(); ++c) {
           for (int64_t r = rs.begin; r < rs.end; ++r) {
             for (int64_t s = ss.begin; s < ss.end; ++s) {
-              sum += widen(x.at(n, c0 + c, rs.first + r * p.dilation_h,
-                                ss.first + s * p.dilation_w)) *
-                     widen(w.at(k, c, r, s));
+              sum +=
+                  widen(x.at(n, c0 + c, rs.first + r * p.dilation_h, ss.first + s * p.dilation_w)) *
+                  widen(w.at(k, c, r, s));
             }
           }
         }
@@ -195,9 +196,12 @@ struct Simple {
 
   void run() const {
     switch (args.pass) {
-      case Pass::kFprop: return fprop();
-      case Pass::kDgrad: return dgrad();
-      case Pass::kWgrad: return wgrad();
+      case Pass::kFprop:
+        return fprop();
+      case Pass::kDgrad:
+        return dgrad();
+      case Pass::kWgrad:
+        return wgrad();
     }
   }
 };
@@ -206,10 +210,14 @@ struct Simple {
 
 void simple(const PassArgs& args) {
   switch (args.dtype) {
-    case DType::kFloat64: return Simple<double>(args).run();
-    case DType::kFloat32: return Simple<float>(args).run();
-    case DType::kBFloat16: return Simple<BF16>(args).run();
-    case DType::kFloat16: return Simple<F16>(args).run();
+    case DType::kFloat64:
+      return Simple<double>(args).run();
+    case DType::kFloat32:
+      return Simple<float>(args).run();
+    case DType::kBFloat16:
+      return Simple<BF16>(args).run();
+    case DType::kFloat16:
+      return Simple<F16>(args).run();
   }
 }
 

@@ -1,6 +1,6 @@
 // How channels map to vector lanes, and how a row of a tensor becomes a strip: the channels of one
-// unit as 32-bit words, in the order in which the register tiles read them. A word is a float32 here;
-// pairs.h has the strips whose words are two bfloat16.
+// unit as 32-bit words, in the order in which the register tiles read them. A word is a float32
+// here; pairs.h has the strips whose words are two bfloat16.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@
 
 namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
-// A unit is the set of input channels that a strip holds, and the output channels made from them: in
-// permute mode kLanes channels of several whole groups, in broadcast mode one group. Its output
+// A unit is the set of input channels that a strip holds, and the output channels made from them:
+// in permute mode kLanes channels of several whole groups, in broadcast mode one group. Its output
 // channels form slabs of at most kLanes lanes.
 struct Slabs {
   bool permute;
@@ -78,8 +78,9 @@ struct Activation {
 // Columns [begin, begin + cols) of one row as pixels of kLanes channels; lanes beyond `channels`
 // become zero. The same columns `rows_ahead` rows further down are prefetched.
 template <class E>
-inline void load_float_pixels(const Activation<E>& t, int64_t n, int64_t c0, int channels, int64_t row,
-                        int64_t begin, int64_t cols, float* dst, int64_t rows_ahead) {
+inline void load_float_pixels(const Activation<E>& t, int64_t n, int64_t c0, int channels,
+                              int64_t row, int64_t begin, int64_t cols, float* dst,
+                              int64_t rows_ahead) {
   constexpr int L = Vec::kLanes;
   const typename E::T* src = t.at(n, c0, row, begin);
   const int64_t ahead = rows_ahead * t.row_elements();
@@ -108,8 +109,8 @@ inline void load_float_pixels(const Activation<E>& t, int64_t n, int64_t c0, int
 // The same columns as one plane per channel, `plane` floats apart.
 template <class E>
 inline void load_float_planes(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels,
-                        int64_t row, int64_t begin, int64_t cols, float* dst, int64_t plane,
-                        int64_t rows_ahead) {
+                              int64_t row, int64_t begin, int64_t cols, float* dst, int64_t plane,
+                              int64_t rows_ahead) {
   constexpr int L = Vec::kLanes;
   const typename E::T* src = t.at(n, c0, row, begin);
   const int64_t ahead = rows_ahead * t.row_elements();

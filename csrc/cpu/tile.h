@@ -1,19 +1,21 @@
 // The register tile of the direct kernels: kRows x kPx output pixels of kLanes output channels.
 //
-//   out[i][j][l] = bias[l] + sum_{c,r,s} in[i*kStride + r][j*kStride + s][group(l), c] * w[c][r][s][l]
+//   out[i][j][l] = bias[l] + sum_{c,r,s} in[i*kStride + r][j*kStride + s][group(l), c] *
+//   w[c][r][s][l]
 //
 // Lanes are output channels. All accumulators (16 at most of 32 vector registers with AVX-512, 8 of
 // 16 with AVX2) stay in registers over the whole reduction; for one input channel the kTR x kTS
 // weight vectors stay there too, and each input pixel is expanded to the lanes once and used by
 // every tap that touches it. Two ways to expand:
-//   permute     the lanes span several groups of fewer than kLanes channels: a strip holds pixels of
+//   permute     the lanes span several groups of fewer than kLanes channels: a strip holds pixels
+//   of
 //               kLanes channels and lane l receives channel c of its own group
 //   broadcast   the lanes belong to one group: a strip holds channel planes
 // Strips and weights consist of 32-bit words: one float32 channel, or two bfloat16 channels whose
 // products fma adds up. c above counts words.
 // No lane ever multiplies a value of another group, so Inf and NaN stay in theirs.
-// Summation order: channels, then taps in row-major order, whatever the tile's shape. Sums over many
-// channels are split into runs of kRunWords that are added to each other: a shorter chain of
+// Summation order: channels, then taps in row-major order, whatever the tile's shape. Sums over
+// many channels are split into runs of kRunWords that are added to each other: a shorter chain of
 // roundings for a percent of the time.
 #pragma once
 
@@ -24,7 +26,8 @@
 namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
 template <class F, int... I>
-inline __attribute__((always_inline)) void unroll_sequence(F&& f, std::integer_sequence<int, I...>) {
+inline __attribute__((always_inline)) void unroll_sequence(F&& f,
+                                                           std::integer_sequence<int, I...>) {
   (f(std::integral_constant<int, I>{}), ...);
 }
 
@@ -117,9 +120,8 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
   }
 
   if (a.words > kRunWords) {
-    unroll<kRows>([&](auto i) {
-      unroll<kPx>([&](auto j) { acc[i][j] = Vec::add(runs[i][j], acc[i][j]); });
-    });
+    unroll<kRows>(
+        [&](auto i) { unroll<kPx>([&](auto j) { acc[i][j] = Vec::add(runs[i][j], acc[i][j]); }); });
   }
   if (a.stream) {
     unroll<kRows>([&](auto i) {
@@ -137,10 +139,14 @@ constexpr int kMinPx = 5, kMaxPx = 8;
 template <bool kPermute, int kTR, int kTS, int kStride, int kRows>
 inline TileFunction select_px(int px) {
   switch (px) {
-    case 5: return tile<kPermute, kTR, kTS, kStride, kRows, 5>;
-    case 6: return tile<kPermute, kTR, kTS, kStride, kRows, 6>;
-    case 7: return tile<kPermute, kTR, kTS, kStride, kRows, 7>;
-    default: return tile<kPermute, kTR, kTS, kStride, kRows, 8>;
+    case 5:
+      return tile<kPermute, kTR, kTS, kStride, kRows, 5>;
+    case 6:
+      return tile<kPermute, kTR, kTS, kStride, kRows, 6>;
+    case 7:
+      return tile<kPermute, kTR, kTS, kStride, kRows, 7>;
+    default:
+      return tile<kPermute, kTR, kTS, kStride, kRows, 8>;
   }
 }
 
@@ -152,8 +158,8 @@ inline TileFunction select_rows(int rows, int px) {
   return select_px<kPermute, kTR, kTS, kStride, 1>(px);
 }
 
-// The tap grids that occur: 3x3 at strides 1 and 2 (fprop, dgrad at stride 1) and the four phases of
-// dgrad at stride 2.
+// The tap grids that occur: 3x3 at strides 1 and 2 (fprop, dgrad at stride 1) and the four phases
+// of dgrad at stride 2.
 template <bool kPermute>
 inline TileFunction select_taps(int tap_rows, int tap_cols, int stride, int rows, int px) {
   if (stride == 2) return select_rows<kPermute, 3, 3, 2>(rows, px);

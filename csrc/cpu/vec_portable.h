@@ -1,7 +1,8 @@
 // Vector interface over compiler vectors: 4 float lanes, which are SSE registers on x86-64 and NEON
 // registers on Arm. Also the statement of the contract that every vec_*.h fulfils:
 //
-//   Reg            kLanes floats;  zero, broadcast, load, store, stream (aligned, non-temporal where
+//   Reg            kLanes floats;  zero, broadcast, load, store, stream (aligned, non-temporal
+//   where
 //                  there is such a store), add, fma(a, b, c) = a * b + c
 //   *_partial      the first n lanes only, 0 <= n <= kLanes; memory beyond them is not touched, and
 //                  loaded lanes beyond them are zero
@@ -9,8 +10,9 @@
 //   permute(p, i)  lane l <- p[i[l]]; reads kLanes floats at p
 //   *_bf16, *_f16  conversion from and to 16-bit floats, to nearest even
 //   transpose(r)   lane j of r[i] <-> lane i of r[j]
-//   kTileRows      output rows of a register tile; kWgradChannels: input channels accumulated at once
-//   kChannelsPerWord  input channels in one 32-bit word of a strip: 1 (float32) or 2 (bfloat16, where
+//   kTileRows      output rows of a register tile; kWgradChannels: input channels accumulated at
+//   once kChannelsPerWord  input channels in one 32-bit word of a strip: 1 (float32) or 2
+//   (bfloat16, where
 //                  fma adds two products to each lane; see pairs.h)
 #pragma once
 

@@ -24,8 +24,8 @@ inline int64_t phase_offset(const Correlation& c, int row_phase, int col_phase) 
   return taps_before * words(c.in_per_group) * Vec::kLanes;
 }
 
-// Where each tap of the 3x3 kernel goes within a slab: `base` for the first input word, `step` floats
-// from one input word to the next.
+// Where each tap of the 3x3 kernel goes within a slab: `base` for the first input word, `step`
+// floats from one input word to the next.
 struct TapPlaces {
   int64_t base[kTaps], step[kTaps];
 
@@ -65,7 +65,8 @@ inline void pack_taps(const Correlation& c, int lanes, float* packed, const Load
   }
 }
 
-// kernels[l]: the taps that the output channel of lane l has for input channel 0. Returns the lanes.
+// kernels[l]: the taps that the output channel of lane l has for input channel 0. Returns the
+// lanes.
 template <class T>
 inline int lane_kernels(const Correlation& c, const Slabs& s, const T* w, int64_t slab,
                         const T* (&kernels)[Vec::kLanes]) {

@@ -31,8 +31,8 @@ class Guarded {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     const size_t body = (bytes + page - 1) / page * page;
     total_ = body + 2 * page;
-    base_ = static_cast<char*>(
-        mmap(nullptr, total_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    base_ =
+        static_cast<char*>(mmap(nullptr, total_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (base_ == MAP_FAILED || mprotect(base_ + page, body, PROT_READ | PROT_WRITE) != 0) {
       std::perror("guard pages");
       std::exit(2);
@@ -142,8 +142,8 @@ bool check(const Case& c, const IsaKernels& isa, Against against) {
   const int64_t count = c.pass == Pass::kFprop ? ny : c.pass == Pass::kDgrad ? nx : nw;
   const auto run = [&](PassFunction f, const Parallel& parallel) {
     std::memset(out.data(), 0xff, count * size);
-    f({c.pass, p, c.dtype, c.layout, x.data(), w.data(), y.data(),
-       c.bias ? bias.data() : nullptr, parallel});
+    f({c.pass, p, c.dtype, c.layout, x.data(), w.data(), y.data(), c.bias ? bias.data() : nullptr,
+       parallel});
     const auto* bytes = static_cast<const char*>(out.data());
     return std::vector<char>(bytes, bytes + count * size);
   };
