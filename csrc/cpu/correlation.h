@@ -4,8 +4,7 @@
 //
 //   fprop            out = y, in = x, the taps as they are
 //   dgrad, stride 1  out = dx, in = dy, the taps reversed in both directions, C and K exchanged
-//   dgrad, stride 2  four such correlations, one for each parity of the row and of the column of
-//   dx:
+//   dgrad, stride 2  four such correlations, one per parity of the row and of the column of dx:
 //                    with h + pad_h = 2m only r = 2 (row m - 1 of dy) and r = 0 (row m) meet row h,
 //                    with h + pad_h = 2m + 1 only r = 1 (row m)
 #pragma once

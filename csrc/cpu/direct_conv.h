@@ -22,8 +22,8 @@
 
 namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
-constexpr int64_t kRingBudget = int64_t{32}
-                                << 10;  // bytes of strips and weights: a block stays in L1
+// Bytes of strips and weights: a block stays in L1.
+constexpr int64_t kRingBudget = int64_t{32} << 10;
 
 struct ConvPlan {
   Correlation c;

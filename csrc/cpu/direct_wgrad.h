@@ -1,7 +1,7 @@
 // Direct 3x3 weight gradient at strides 1 and 2, any channels per group, both layouts, float32.
 //
-//   dw[k][c][r][s] = sum_{n,p,q} dy[n][k][p][q] * x[n][group(k), c][p*stride - pad + r][q*stride -
-//   pad + s]
+//   dw[k][c][r][s] = sum_{n,p,q} dy[n][k][p][q]
+//     * x[n][group(k), c][p*stride - pad + r][q*stride - pad + s]
 //
 // Lanes are output channels, as in tile.h. For a row r of taps and a few input channels the three
 // horizontal taps accumulate in registers over a band of rows; an input pixel is expanded to the
@@ -120,10 +120,12 @@ inline WgradFunction select_wgrad(int stride, int channels) {
   return stride == 1 ? wgrad_block<kPermute, 1, 1> : wgrad_block<kPermute, 2, 1>;
 }
 
-constexpr int64_t kWgradStripBudget = int64_t{24} << 10;  // bytes of strips: they stay in L1
-constexpr int64_t kRunPixels = 16;                        // output pixels summed in registers
-constexpr int64_t kWgradTasks =
-    64;  // wanted, so that many threads find work; fixed for determinism
+// Bytes of strips: they stay in L1.
+constexpr int64_t kWgradStripBudget = int64_t{24} << 10;
+// Output pixels summed in registers.
+constexpr int64_t kRunPixels = 16;
+// Tasks wanted, so that many threads find work: fixed, for results must not depend on the threads.
+constexpr int64_t kWgradTasks = 64;
 
 struct WgradPlan {
   ConvProblem p;

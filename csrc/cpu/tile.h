@@ -1,22 +1,21 @@
 // The register tile of the direct kernels: kRows x kPx output pixels of kLanes output channels.
 //
-//   out[i][j][l] = bias[l] + sum_{c,r,s} in[i*kStride + r][j*kStride + s][group(l), c] *
-//   w[c][r][s][l]
+//   out[i][j][l] = bias[l]
+//     + sum_{c,r,s} in[i*kStride + r][j*kStride + s][group(l), c] * w[c][r][s][l]
 //
 // Lanes are output channels. All accumulators (16 at most of 32 vector registers with AVX-512, 8 of
 // 16 with AVX2) stay in registers over the whole reduction; for one input channel the kTR x kTS
 // weight vectors stay there too, and each input pixel is expanded to the lanes once and used by
 // every tap that touches it. Two ways to expand:
-//   permute     the lanes span several groups of fewer than kLanes channels: a strip holds pixels
-//   of
-//               kLanes channels and lane l receives channel c of its own group
+//   permute     the lanes span several groups of fewer than kLanes channels: a strip holds
+//               pixels of kLanes channels and lane l receives channel c of its own group
 //   broadcast   the lanes belong to one group: a strip holds channel planes
 // Strips and weights consist of 32-bit words: one float32 channel, or two bfloat16 channels whose
 // products fma adds up. c above counts words.
 // No lane ever multiplies a value of another group, so Inf and NaN stay in theirs.
 // Summation order: channels, then taps in row-major order, whatever the tile's shape. Sums over
-// many channels are split into runs of kRunWords that are added to each other: a shorter chain of
-// roundings for a percent of the time.
+// many channels are split into runs of Vec::kRunWords that are added to each other: a shorter chain
+// of roundings for a percent of the time.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +37,6 @@ inline __attribute__((always_inline)) void unroll(F&& f) {
 }
 
 constexpr int kMaxInputRows = 5;
-constexpr int kRunWords = 16;
 
 struct TileArgs {
   const float* rows[kMaxInputRows];  // strip rows, at the tile's first column
@@ -75,8 +73,8 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
   Vec::Index lane_word = a.group_base;
   Vec::Reg runs[kRows][kPx];
   for (int c = 0; c < a.words; ++c) {
-    if (c != 0 && c % kRunWords == 0) {
-      const bool first = c == kRunWords;
+    if (c != 0 && c % Vec::kRunWords == 0) {
+      const bool first = c == Vec::kRunWords;
       unroll<kRows>([&](auto i) {
         unroll<kPx>([&](auto j) {
           runs[i][j] = first ? acc[i][j] : Vec::add(runs[i][j], acc[i][j]);
@@ -119,7 +117,7 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
     }
   }
 
-  if (a.words > kRunWords) {
+  if (a.words > Vec::kRunWords) {
     unroll<kRows>(
         [&](auto i) { unroll<kPx>([&](auto j) { acc[i][j] = Vec::add(runs[i][j], acc[i][j]); }); });
   }

@@ -12,6 +12,7 @@ namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 struct Vec {
   static constexpr int kLanes = 8;
   static constexpr int kChannelsPerWord = 1;
+  static constexpr int kRunWords = 16;
   static constexpr int kTileRows = 1;
   static constexpr int kWgradChannels = 4;
   using Reg = __m256;

@@ -10,6 +10,7 @@ namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 struct Avx512 {
   static constexpr int kLanes = 16;
   static constexpr int kChannelsPerWord = 1;
+  static constexpr int kRunWords = 16;
   static constexpr int kTileRows = 2;
   static constexpr int kWgradChannels = 8;
   using Reg = __m512;

@@ -1,19 +1,20 @@
 // Vector interface over compiler vectors: 4 float lanes, which are SSE registers on x86-64 and NEON
 // registers on Arm. Also the statement of the contract that every vec_*.h fulfils:
 //
-//   Reg            kLanes floats;  zero, broadcast, load, store, stream (aligned, non-temporal
-//   where
-//                  there is such a store), add, fma(a, b, c) = a * b + c
+//   Reg            kLanes floats;  zero, broadcast, load, store, stream (aligned, and non-temporal
+//                  if there is such a store), add, fma(a, b, c) = a * b + c
 //   *_partial      the first n lanes only, 0 <= n <= kLanes; memory beyond them is not touched, and
 //                  loaded lanes beyond them are zero
 //   Index          lane numbers for permute: group_base(g) holds l / g * g in lane l, next adds one
 //   permute(p, i)  lane l <- p[i[l]]; reads kLanes floats at p
 //   *_bf16, *_f16  conversion from and to 16-bit floats, to nearest even
 //   transpose(r)   lane j of r[i] <-> lane i of r[j]
-//   kTileRows      output rows of a register tile; kWgradChannels: input channels accumulated at
-//   once kChannelsPerWord  input channels in one 32-bit word of a strip: 1 (float32) or 2
-//   (bfloat16, where
-//                  fma adds two products to each lane; see pairs.h)
+//   kTileRows         output rows of a register tile
+//   kWgradChannels    input channels that wgrad accumulates at once
+//   kRunWords         words of a group that fprop and dgrad sum in one chain of roundings; fewer
+//                     where fma rounds twice
+//   kChannelsPerWord  input channels in one 32-bit word of a strip: 1 (float32), or 2 (bfloat16,
+//                     of which fma adds two products to each lane: pairs.h)
 #pragma once
 
 #include <cstdint>
@@ -27,9 +28,11 @@ struct Vec {
 #if defined(__aarch64__)
   static constexpr int kTileRows = 2;
   static constexpr int kWgradChannels = 8;
+  static constexpr int kRunWords = 16;
 #else
   static constexpr int kTileRows = 1;
   static constexpr int kWgradChannels = 4;
+  static constexpr int kRunWords = 8;
 #endif
   typedef float Reg __attribute__((vector_size(16)));
   typedef int32_t Index __attribute__((vector_size(16)));
