@@ -172,11 +172,11 @@ class WgradTask {
     const ConvProblem& p = plan.p;
     x_ = {static_cast<T*>(args.x), nhwc, p.C, p.H, p.W};
     dy_ = {static_cast<T*>(args.y), nhwc, p.K, p.P, p.Q};
-    x_strip_ = scratch_.floats();
+    x_rows_ = reinterpret_cast<const float**>(scratch_.floats());  // first: they are aligned there
+    dy_rows_ = x_rows_ + plan.band_rows;
+    x_strip_ = reinterpret_cast<float*>(dy_rows_ + plan.band_rows);
     dy_strip_ = x_strip_ + plan.window() * plan.x_row + Vec::kLanes;
     image_sums_ = dy_strip_ + plan.band_rows * plan.dy_row;
-    x_rows_ = reinterpret_cast<const float**>(image_sums_ + plan.unit_floats());
-    dy_rows_ = x_rows_ + plan.band_rows;
     if (plan.s.permute) group_base_ = Vec::group_base(static_cast<int>(plan.s.in_per_group));
   }
 
