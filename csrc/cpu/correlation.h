@@ -36,6 +36,7 @@ struct Correlation {
   // w[out lane channel][in channel]: element strides of the two, in units of one 3x3 kernel, and of
   // the group that both belong to.
   int64_t w_out_stride, w_in_stride, w_group_stride;
+  bool weights_in_order;  // an output channel's weights are read in the order in which they lie
 };
 
 inline PhaseAxis fprop_axis(int64_t out_extent, int64_t pad) {
@@ -64,7 +65,7 @@ inline Correlation make_correlation(Pass pass, const ConvProblem& p) {
   if (pass == Pass::kFprop) {
     c.in_channels = p.C, c.in_h = p.H, c.in_w = p.W, c.in_per_group = c_per_group;
     c.out_channels = p.K, c.out_h = p.P, c.out_w = p.Q, c.out_per_group = k_per_group;
-    c.w_out_stride = c_per_group, c.w_in_stride = 1;
+    c.w_out_stride = c_per_group, c.w_in_stride = 1, c.weights_in_order = true;
     c.stride = static_cast<int>(p.stride_h), c.out_step = 1, c.axis_phases = 1;
     c.rows[0] = fprop_axis(p.P, p.pad_h);
     c.cols[0] = fprop_axis(p.Q, p.pad_w);

@@ -3,10 +3,11 @@
 //
 // Work is split over images, blocks of units (slabs.h) and bands of grid rows. A task walks down
 // its band: each input row is brought once into a strip in a small ring that stays in cache, zero
-// padding included, and the register tiles (tile.h) sweep the rows. float32 NHWC tiles store
-// straight into the output; anything else passes through a strip of output rows. Weights are packed
-// once per call. Each output is summed in one place in one order: results do not depend on the
-// split.
+// padding included, and the register tiles (tile.h) sweep the rows. NHWC tiles store straight into
+// the output, NCHW ones pass through a strip of output rows. Between the tiles the inputs and
+// outputs of the next step are prefetched. Weights are packed once per
+// call. Each output is summed in one place in one order: results do not depend
+// on the split.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,8 @@
 
 namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
-// Bytes of strips and weights: a block stays in L1.
-constexpr int64_t kRingBudget = int64_t{32} << 10;
+// Bytes of strips and weights: a block stays in L2, and is wide enough for DRAM to be read in runs.
+constexpr int64_t kRingBudget = int64_t{48} << 10;
 
 struct ConvPlan {
   Correlation c;
@@ -33,14 +34,17 @@ struct ConvPlan {
   int64_t row_origin;  // input row of grid row 0's first tap
   int64_t col_origin;  // input column of a strip's first column
   int64_t strip_cols;  // columns of a strip
-  int64_t strip_row;   // floats of one strip row
+  int64_t strip_row;   // words of one strip row
   int64_t grid_begin, grid_end;
   int64_t units_per_block, blocks, bands, band_rows;
-  bool direct_store, stream;
+  bool direct_store;
+  Store store;            // of a tile that lies in the output
   int64_t out_strip_row;  // floats of one output row when it passes through a strip
 
   int64_t strip_floats() const { return window * strip_row; }
   int64_t tasks() const { return c.N * blocks * bands; }
+  // Weights that one task alone needs are packed by it, into memory that stays in its L2.
+  bool task_packs() const { return c.N * bands == 1; }
 };
 
 // The tile width that wastes least of a row, the wider the better.
@@ -64,6 +68,8 @@ inline void plan_split(ConvPlan& plan, int64_t threads) {
          plan.c.N * ceil_div(plan.s.units, plan.units_per_block) * max_bands < wanted) {
     plan.units_per_block = ceil_div(plan.units_per_block, 2);
   }
+  plan.blocks = ceil_div(plan.s.units, plan.units_per_block);
+  plan.units_per_block = ceil_div(plan.s.units, plan.blocks);  // blocks of one size
   plan.blocks = ceil_div(plan.s.units, plan.units_per_block);
   plan.bands = 1;
   while (plan.bands < max_bands && plan.tasks() < wanted && plan.tasks() % threads != 0) {
@@ -102,15 +108,19 @@ inline ConvPlan make_conv_plan(const PassArgs& args) {
     const int64_t swept = ceil_div(max64(1, col.end - col.begin), plan.px) * plan.px;
     plan.strip_cols = max64(plan.strip_cols, first + (swept - 1) * c.stride + col.taps);
   }
-  plan.strip_row = plan.strip_cols * plan.s.in_unit_words;
+  plan.strip_row = plan.s.in_chunks * plan.strip_cols * kPitch;
   plan.out_strip_row = (c.out_w + c.out_step * (plan.px + 1)) * Vec::kLanes;
 
-  plan.direct_store = args.dtype == DType::kFloat32 && args.layout == Layout::kNHWC;
+  plan.direct_store = args.layout == Layout::kNHWC;
   const int64_t out_bytes = c.N * c.out_channels * c.out_h * c.out_w * item_size(args.dtype);
   const void* out = args.pass == Pass::kFprop ? args.y : args.x;
-  plan.stream = plan.direct_store && out_bytes > last_level_cache_bytes() &&
-                c.out_channels % Vec::kLanes == 0 && plan.s.out_unit % Vec::kLanes == 0 &&
-                reinterpret_cast<uintptr_t>(out) % (sizeof(float) * Vec::kLanes) == 0;
+  const bool stream = args.dtype == DType::kFloat32 && out_bytes > last_level_cache_bytes() &&
+                      c.out_channels % Vec::kLanes == 0 && plan.s.out_unit % Vec::kLanes == 0 &&
+                      reinterpret_cast<uintptr_t>(out) % (sizeof(float) * Vec::kLanes) == 0;
+  plan.store = stream                             ? Store::kStream
+               : args.dtype == DType::kBFloat16 ? Store::kBFloat16
+               : args.dtype == DType::kFloat16  ? Store::kFloat16
+                                                : Store::kFloat32;
   plan_split(plan, args.parallel.threads);
   return plan;
 }
@@ -118,15 +128,17 @@ inline ConvPlan make_conv_plan(const PassArgs& args) {
 // One walk down a band of grid rows for one block of units.
 template <class E>
 class ConvTask {
-  using Loader = StripLoader<Vec::kChannelsPerWord, E>;
+  using T = typename E::T;
+  using Words = WordLoader<Vec::kChannelsPerWord, E>;
 
  public:
+  // weights: packed for all slabs, unless plan.task_packs()
   ConvTask(const ConvPlan& plan, const PassArgs& args, const float* weights)
       : plan_(plan),
-        bias_(static_cast<const typename E::T*>(args.bias)),
+        bias_(static_cast<const T*>(args.bias)),
+        kernels_(static_cast<const T*>(args.w)),
         weights_(weights),
         scratch_(ScratchSlot::kTask, scratch_bytes(plan)) {
-    using T = typename E::T;
     const bool nhwc = args.layout == Layout::kNHWC;
     const bool fprop = args.pass == Pass::kFprop;
     const Correlation& c = plan.c;
@@ -136,9 +148,15 @@ class ConvTask {
     zero_row_ = ring_ + plan.units_per_block * plan.strip_floats();
     tile_out_ = zero_row_ + plan.strip_row;
     out_strip_ = tile_out_ + Vec::kTileRows * kMaxPx * Vec::kLanes;
+    own_weights_ = out_strip_ + Vec::kTileRows * plan.out_strip_row;
     // The columns of padding are never written again.
     std::memset(ring_, 0, sizeof(float) * (tile_out_ - ring_));
     if (plan.s.permute) group_base_ = Vec::group_base(static_cast<int>(plan.s.in_per_group));
+    for (int cp = 0; cp < c.axis_phases; ++cp) {
+      tiles_per_row_ += ceil_div(c.cols[cp].end - c.cols[cp].begin, plan.px);
+    }
+    tiles_per_row_ = max64(1, tiles_per_row_);
+    tiles_per_step_ = tiles_per_row_ * c.axis_phases * plan.s.slabs_per_unit;
     for (int rp = 0; rp < c.axis_phases; ++rp) {
       for (int cp = 0; cp < c.axis_phases; ++cp) {
         for (int rows = 1; rows <= Vec::kTileRows; ++rows) {
@@ -149,29 +167,24 @@ class ConvTask {
     }
   }
 
-  void run(int64_t task) {
-    const int64_t band = task % plan_.bands;
-    const int64_t block = task / plan_.bands % plan_.blocks;
-    n_ = task / plan_.bands / plan_.blocks;
-    const int64_t unit_begin = block * plan_.units_per_block;
-    const int64_t unit_end = min64(plan_.s.units, unit_begin + plan_.units_per_block);
-    const int64_t begin = plan_.grid_begin + band * plan_.band_rows;
-    const int64_t end = min64(plan_.grid_end, begin + plan_.band_rows);
+  // `next` is the task that this thread runs after this one, or plan.tasks() if there is none.
+  void run(int64_t task, int64_t next) {
+    const Range at = range(task);
+    if (plan_.task_packs()) pack_weights(at);
     int64_t loaded = INT64_MIN;  // input rows below this one are in the ring
-    for (int64_t m = begin; m < end; m += Vec::kTileRows) {
+    for (int64_t m = at.row_begin; m < at.row_end; m += Vec::kTileRows) {
       const int64_t first = m * plan_.c.stride + plan_.row_origin;
-      for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
-        float* strip = ring_ + (unit - unit_begin) * plan_.strip_floats();
-        for (int64_t h = max64(first, loaded); h < first + plan_.window; ++h) {
-          if (h >= 0 && h < plan_.c.in_h) load_row(unit, h, strip);
-        }
+      for (int64_t unit = at.unit_begin; unit < at.unit_end; ++unit) {
+        float* strip = ring_ + (unit - at.unit_begin) * plan_.strip_floats();
+        load(at.n, unit, max64(first, loaded), first + plan_.window, strip);
+        look_ahead(at, unit, m, next);
         for (int64_t j = 0; j < plan_.s.slabs_per_unit; ++j) {
-          compute(unit * plan_.s.slabs_per_unit + j, m, end, strip);
+          compute(at.n, unit * plan_.s.slabs_per_unit + j, m, at.row_end, strip);
         }
       }
       loaded = first + plan_.window;
     }
-    if (plan_.stream) Vec::fence();
+    if (plan_.store == Store::kStream) Vec::fence();
   }
 
  private:
@@ -179,25 +192,75 @@ class ConvTask {
     const int64_t rings = plan.units_per_block * plan.strip_floats() + plan.strip_row;
     const int64_t tile = Vec::kTileRows * kMaxPx * Vec::kLanes;
     const int64_t strip = Vec::kTileRows * plan.out_strip_row;
-    return sizeof(float) * (rings + tile + strip + 4 * Vec::kLanes);
+    const int64_t weights = plan.task_packs() ? plan.units_per_block * plan.s.slabs_per_unit *
+                                                    packed_slab_floats(plan.c)
+                                              : 0;
+    return sizeof(float) * (rings + tile + strip + weights + 4 * Vec::kLanes);
   }
 
-  float* slot(float* strip, int64_t h) const { return strip + h % plan_.window * plan_.strip_row; }
+  struct Range {
+    int64_t n, unit_begin, unit_end, row_begin, row_end;
+  };
 
-  void load_row(int64_t unit, int64_t h, float* strip) {
-    const Slabs& s = plan_.s;
+  Range range(int64_t task) const {
+    const int64_t band = task % plan_.bands;
+    const int64_t block = task / plan_.bands % plan_.blocks;
+    Range at{};
+    at.n = task / plan_.bands / plan_.blocks;
+    at.unit_begin = block * plan_.units_per_block;
+    at.unit_end = min64(plan_.s.units, at.unit_begin + plan_.units_per_block);
+    at.row_begin = plan_.grid_begin + band * plan_.band_rows;
+    at.row_end = min64(plan_.grid_end, at.row_begin + plan_.band_rows);
+    return at;
+  }
+
+  void pack_weights(const Range& at) {
+    first_slab_ = at.unit_begin * plan_.s.slabs_per_unit;
+    weights_ = own_weights_;
+    float* packed = own_weights_;
+    for (int64_t slab = first_slab_; slab < at.unit_end * plan_.s.slabs_per_unit; ++slab) {
+      WeightPacker<Vec::kChannelsPerWord, E>::slab(plan_.c, plan_.s, kernels_, slab, packed);
+      packed += packed_slab_floats(plan_.c);
+    }
+  }
+
+  void load(int64_t n, int64_t unit, int64_t h_begin, int64_t h_end, float* strip) {
+    h_begin = max64(0, h_begin), h_end = min64(plan_.c.in_h, h_end);
     const int64_t begin = max64(0, plan_.col_origin);
     const int64_t cols = min64(plan_.c.in_w, plan_.col_origin + plan_.strip_cols) - begin;
-    if (cols <= 0) return;
-    const int64_t skip = begin - plan_.col_origin;
-    const int64_t rows_ahead = Vec::kTileRows * plan_.c.stride;  // what the next step will load
-    if (s.permute) {
-      Loader::pixels(in_, n_, s.in_begin(unit), static_cast<int>(s.in_count(unit)), h, begin, cols,
-                     slot(strip, h) + skip * s.in_unit_words, rows_ahead);
-    } else {
-      Loader::planes(in_, n_, s.in_begin(unit), s.in_count(unit), h, begin, cols,
-                     slot(strip, h) + skip, plan_.strip_cols, rows_ahead);
+    if (h_begin >= h_end || cols <= 0) return;
+    const StripRows rows{strip, plan_.window, plan_.strip_row, plan_.strip_cols * kPitch,
+                         (begin - plan_.col_origin) * kPitch};
+    load_rows<Words>(in_, n, plan_.s.in_begin(unit), plan_.s.in_count(unit), h_begin, h_end, begin,
+                     cols, rows);
+  }
+
+  // Lets the tiles of one unit and step ask for the unit's share of what the next step of the block,
+  // or the first step of the next task, reads and writes: whole runs of neighbouring channels.
+  void look_ahead(const Range& at, int64_t unit, int64_t m, int64_t next) {
+    const Correlation& c = plan_.c;
+    const Slabs& s = plan_.s;
+    inputs_ = outputs_ = {};
+    Range to = at;
+    int64_t row = m + Vec::kTileRows, fresh = Vec::kTileRows * c.stride;
+    if (row >= at.row_end) {
+      if (next >= plan_.tasks()) return;
+      to = range(next);
+      row = to.row_begin, fresh = plan_.window;
     }
+    const int64_t in_end = row * c.stride + plan_.row_origin + plan_.window;
+    const int64_t in_begin = s.in_begin(to.unit_begin);
+    inputs_ = walk_rows(in_, to.n, in_begin, min64(c.in_channels, s.in_begin(to.unit_end)) - in_begin,
+                        max64(0, in_end - fresh), min64(c.in_h, in_end));
+    inputs_.take_share(unit - at.unit_begin, at.unit_end - at.unit_begin);
+    inputs_quota_ = ceil_div(inputs_.total(), tiles_per_step_);
+    if (!plan_.direct_store || plan_.store == Store::kStream) return;
+    const int64_t out_begin = to.unit_begin * s.out_unit;
+    outputs_ =
+        walk_rows(out_, to.n, out_begin, min64(c.out_channels, to.unit_end * s.out_unit) - out_begin,
+                  row * c.out_step, min64(c.out_h, (row + Vec::kTileRows) * c.out_step));
+    outputs_.take_share(unit - at.unit_begin, at.unit_end - at.unit_begin);
+    outputs_quota_ = ceil_div(outputs_.total(), tiles_per_step_);
   }
 
   void load_bias(int64_t slab, float* dst) const {
@@ -207,7 +270,7 @@ class ConvTask {
   }
 
   // All outputs of one slab for grid rows m .. m + kTileRows - 1.
-  void compute(int64_t slab, int64_t m, int64_t end, float* strip) {
+  void compute(int64_t n, int64_t slab, int64_t m, int64_t end, float* strip) {
     const Correlation& c = plan_.c;
     constexpr int64_t L = Vec::kLanes;
     const int lanes = plan_.s.lanes(slab);
@@ -222,117 +285,118 @@ class ConvTask {
       const int rows = static_cast<int>(min64(min64(row.end, end), m + Vec::kTileRows) - first);
       if (rows <= 0) continue;
       TileArgs t{};
-      t.plane = plan_.strip_cols;
+      t.chunk = plan_.strip_cols * kPitch;
       t.words = static_cast<int>(words(c.in_per_group));
       t.group_base = group_base_;
       t.bias = bias;
-      t.stream = in_place && plan_.stream;
+      t.prefetch = &prefetch_;
       const int64_t in_rows = (rows - 1) * c.stride + row.taps;
       const float* in_row[kMaxInputRows];
       for (int64_t i = 0; i < in_rows; ++i) {
         const int64_t h = first * c.stride + row.in_offset + i;
-        in_row[i] = h >= 0 && h < c.in_h ? slot(strip, h) : zero_row_;
+        in_row[i] =
+            h >= 0 && h < c.in_h ? strip + h % plan_.window * plan_.strip_row : zero_row_;
       }
       const int64_t out_row = first * c.out_step + row.out_offset;
-      if (!in_place) {
-        for (int i = 0; i < rows; ++i) {
-          prefetch_pixels<E>(out_, n_, k0, lanes, out_row + i * c.out_step);
-        }
+      if (!plan_.direct_store) {
+        outputs_ =
+            walk_rows(out_, n, k0, lanes, out_row, out_row + (rows - 1) * c.out_step + 1);
+        outputs_quota_ = ceil_div(outputs_.total(), tiles_per_row_);
       }
       for (int cp = 0; cp < c.axis_phases; ++cp) {
         const PhaseAxis& col = c.cols[cp];
-        t.weights = weights_ + slab * packed_slab_floats(c) + phase_offset(c, rp, cp);
+        t.weights = weights_ + (slab - first_slab_) * packed_slab_floats(c) + phase_offset(c, rp, cp);
         for (int64_t q = col.begin; q < col.end; q += plan_.px) {
           const int64_t in_col = q * c.stride + col.in_offset - plan_.col_origin;
-          const int64_t pitch = plan_.s.permute ? plan_.s.in_unit_words : 1;
-          for (int64_t i = 0; i < in_rows; ++i) t.rows[i] = in_row[i] + in_col * pitch;
+          for (int64_t i = 0; i < in_rows; ++i) t.rows[i] = in_row[i] + in_col * kPitch;
+          prefetch_.clear();
+          prefetch_.take(inputs_, inputs_quota_);
+          prefetch_.take(outputs_, outputs_quota_);
           const int64_t out_col = q * c.out_step + col.out_offset;
           const int64_t px = min64(plan_.px, col.end - q);
           if (in_place) {
-            float* out = reinterpret_cast<float*>(out_.at(n_, k0, out_row, out_col));
-            store_tile(tiles_[rp][cp][rows - 1], t, out, rows, px);
+            store_tile(tiles_[rp][cp][rows - 1], t, out_.at(n, k0, out_row, out_col), rows, px);
           } else {
             t.out = out_strip_ + out_col * L;
             t.out_row = plan_.out_strip_row, t.out_px = c.out_step * L;
+            t.store = Store::kFloat32;
             tiles_[rp][cp][rows - 1](t);
           }
         }
       }
       if (!in_place) {
-        for (int i = 0; i < rows; ++i) {
-          store_pixels<E>(out_, n_, k0, lanes, out_row + i * c.out_step,
-                          out_strip_ + i * plan_.out_strip_row);
-        }
+        store_rows<E>(out_, n, k0, lanes, out_row, c.out_step, rows, out_strip_,
+                      plan_.out_strip_row);
       }
     }
   }
 
   // A full tile goes straight to the output, a ragged one through a buffer.
-  void store_tile(TileFunction tile, TileArgs& t, float* out, int rows, int64_t px) {
+  void store_tile(TileFunction tile, TileArgs& t, T* out, int rows, int64_t px) {
     const Correlation& c = plan_.c;
     constexpr int64_t L = Vec::kLanes;
     const int64_t out_row = c.out_step * c.out_w * c.out_channels;
     const int64_t out_px = c.out_step * c.out_channels;
-    if (!t.stream) {
-      for (int i = 0; i < rows; ++i) {
-        for (int64_t j = 0; j < px; ++j) prefetch_store(out + i * out_row + j * out_px);
-      }
-    }
     if (px == plan_.px) {
-      t.out = out, t.out_row = out_row, t.out_px = out_px;
+      t.out = out, t.out_row = out_row, t.out_px = out_px, t.store = plan_.store;
       tile(t);
       return;
     }
-    const bool stream = t.stream;
-    t.out = tile_out_, t.out_row = kMaxPx * L, t.out_px = L, t.stream = false;
+    t.out = tile_out_, t.out_row = kMaxPx * L, t.out_px = L, t.store = Store::kFloat32;
     tile(t);
-    t.stream = stream;
     for (int i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < px; ++j) {
-        Vec::store(out + i * out_row + j * out_px, Vec::load(tile_out_ + (i * kMaxPx + j) * L));
+        E::store(out + i * out_row + j * out_px, Vec::load(tile_out_ + (i * kMaxPx + j) * L));
       }
     }
   }
 
   const ConvPlan& plan_;
-  const typename E::T* bias_;
-  const float* weights_;
+  const T* bias_;
+  const T* kernels_;
+  const float* weights_;  // of first_slab_ and those behind it
+  int64_t first_slab_ = 0;
   ScratchLease scratch_;
   Activation<E> in_, out_;
-  float *ring_, *zero_row_, *tile_out_, *out_strip_;
+  float *ring_, *zero_row_, *tile_out_, *out_strip_, *own_weights_;
   Vec::Index group_base_{};
   TileFunction tiles_[2][2][Vec::kTileRows];
-  int64_t n_ = 0;
+  int64_t tiles_per_row_ = 0, tiles_per_step_ = 0;
+  PrefetchWalk inputs_, outputs_;
+  PrefetchList prefetch_;
+  int64_t inputs_quota_ = 0, outputs_quota_ = 0;
 };
 
 template <class E>
 void direct_conv(const PassArgs& args) {
   const ConvPlan plan = make_conv_plan(args);
-  const ScratchLease packed(ScratchSlot::kShared,
-                            sizeof(float) * plan.s.slabs() * packed_slab_floats(plan.c));
+  const int64_t floats = plan.task_packs() ? 0 : plan.s.slabs() * packed_slab_floats(plan.c);
+  const ScratchLease packed(ScratchSlot::kShared, sizeof(float) * floats);
   struct Context {
     const ConvPlan& plan;
     const PassArgs& args;
     float* weights;
   } context{plan, args, packed.floats()};
 
-  args.parallel.run(
-      plan.s.slabs(),
-      [](int64_t begin, int64_t end, void* opaque) {
-        const Context& x = *static_cast<Context*>(opaque);
-        const auto* w = static_cast<const typename E::T*>(x.args.w);
-        for (int64_t slab = begin; slab < end; ++slab) {
-          WeightPacker<Vec::kChannelsPerWord, E>::slab(
-              x.plan.c, x.plan.s, w, slab, x.weights + slab * packed_slab_floats(x.plan.c));
-        }
-      },
-      &context);
+  if (!plan.task_packs()) {
+    args.parallel.run(
+        plan.s.slabs(),
+        [](int64_t begin, int64_t end, void* opaque) {
+          const Context& x = *static_cast<Context*>(opaque);
+          const auto* w = static_cast<const typename E::T*>(x.args.w);
+          for (int64_t slab = begin; slab < end; ++slab) {
+            WeightPacker<Vec::kChannelsPerWord, E>::slab(
+                x.plan.c, x.plan.s, w, slab, x.weights + slab * packed_slab_floats(x.plan.c));
+          }
+        },
+        &context);
+  }
   args.parallel.run(
       plan.tasks(),
       [](int64_t begin, int64_t end, void* opaque) {
         const Context& x = *static_cast<Context*>(opaque);
         ConvTask<E> task(x.plan, x.args, x.weights);
-        for (int64_t i = begin; i < end; ++i) task.run(i);
+        for (int64_t i = begin; i < end; ++i) task.run(i, i + 1 < end ? i + 1 : x.plan.tasks());
       },
       &context);
 }

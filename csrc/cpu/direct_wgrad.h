@@ -9,7 +9,8 @@
 // not multiplied, so Inf and NaN do not spread. Registers sum about kRunPixels pixels, those runs
 // are added up per image, the images per chunk of the batch, and the chunks in order: short chains
 // of roundings. The chunks depend on the problem alone: results are bitwise equal for any number of
-// threads.
+// threads. Units are worked on in blocks, whose next rows are prefetched together: DRAM is read in
+// runs of neighbouring channels.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +28,6 @@ struct WgradBlock {
   const float* const* x_rows;   // per output row of the band: its input row for tap r, or null
   const float* const* dy_rows;  // per output row of the band: pixels of kLanes channels
   int64_t rows;
-  int64_t plane;  // broadcast: floats from one channel plane to the next
   int64_t in_w, out_w, pad;
   Vec::Index lane_channel;  // permute: lane -> first channel of the block in its group
   float* sums;              // [kC][9][kLanes], at tap (r, 0) of the block's first channel
@@ -36,19 +36,18 @@ struct WgradBlock {
 using WgradFunction = void (*)(const WgradBlock&);
 
 template <bool kPermute, int kC>
-inline __attribute__((always_inline)) Vec::Reg expand(const WgradBlock& b, const float* x,
-                                                      const Vec::Index (&lane)[kC], int c) {
+inline __attribute__((always_inline)) Vec::Reg expand(const float* x, const Vec::Index (&lane)[kC],
+                                                      int c) {
   if constexpr (kPermute) {
     return Vec::permute(x, lane[c]);
   } else {
-    return Vec::broadcast(x + c * b.plane);
+    return Vec::broadcast(x + c);
   }
 }
 
 template <bool kPermute, int kStride, int kC>
 __attribute__((flatten)) void wgrad_block(const WgradBlock& b) {
   constexpr int64_t L = Vec::kLanes;
-  constexpr int64_t kPitch = kPermute ? L : 1;
   Vec::Reg acc[3][kC];
   unroll<3>([&](auto s) { unroll<kC>([&](auto c) { acc[s][c] = Vec::zero(); }); });
   Vec::Index lane[kC];
@@ -79,7 +78,7 @@ __attribute__((flatten)) void wgrad_block(const WgradBlock& b) {
           }
         });
         unroll<kC>([&](auto c) {
-          const Vec::Reg x = expand<kPermute, kC>(b, x_row + i * kPitch, lane, c);
+          const Vec::Reg x = expand<kPermute, kC>(x_row + i * L, lane, c);
           unroll<3>([&](auto s) {
             if constexpr ((s - half) % kStride == 0) {
               if (use[s]) acc[s][c] = Vec::fma(x, dy[s], acc[s][c]);
@@ -120,10 +119,11 @@ inline WgradFunction select_wgrad(int stride, int channels) {
   return stride == 1 ? wgrad_block<kPermute, 1, 1> : wgrad_block<kPermute, 2, 1>;
 }
 
-// Bytes of strips: they stay in L1.
-constexpr int64_t kWgradStripBudget = int64_t{24} << 10;
+// Bytes of one unit's strips, which stay in L1, and of a block's strips and sums, which stay in L2.
+constexpr int64_t kWgradStripBudget = int64_t{12} << 10;
+constexpr int64_t kWgradBlockBudget = int64_t{128} << 10;
 // Output pixels summed in registers.
-constexpr int64_t kRunPixels = 16;
+constexpr int64_t kRunPixels = 32;
 // Tasks wanted, so that many threads find work: fixed, for results must not depend on the threads.
 constexpr int64_t kWgradTasks = 64;
 
@@ -134,11 +134,13 @@ struct WgradPlan {
   int64_t dy_row;     // floats of one strip row of dy, one slab
   int64_t band_rows;  // output rows per band
   int64_t chunks, chunk_images;
+  int64_t units_per_block, blocks;
   int64_t slab_floats;  // sums of one slab: [c_per_group][9][kLanes]
 
   int64_t window() const { return (band_rows - 1) * p.stride_h + 3; }
   int64_t unit_floats() const { return s.slabs_per_unit * slab_floats; }
-  int64_t tasks() const { return s.units * chunks; }
+  int64_t x_floats() const { return window() * x_row + Vec::kLanes; }  // strips of one unit
+  int64_t tasks() const { return blocks * chunks; }
 };
 
 inline WgradPlan make_wgrad_plan(const PassArgs& args) {
@@ -146,7 +148,7 @@ inline WgradPlan make_wgrad_plan(const PassArgs& args) {
   plan.p = args.problem;
   const ConvProblem& p = plan.p;
   plan.s = make_slabs(p.G, p.C / p.G, p.K / p.G);
-  plan.x_row = p.W * plan.s.in_unit;
+  plan.x_row = plan.s.in_chunks * p.W * Vec::kLanes;
   plan.dy_row = p.Q * Vec::kLanes;
   plan.slab_floats = plan.s.in_per_group * kTaps * Vec::kLanes;
   plan.band_rows = 1;
@@ -158,10 +160,21 @@ inline WgradPlan make_wgrad_plan(const PassArgs& args) {
   plan.chunks = max64(1, min64(p.N, ceil_div(kWgradTasks, plan.s.units)));
   plan.chunk_images = ceil_div(p.N, plan.chunks);
   plan.chunks = max64(1, ceil_div(p.N, max64(1, plan.chunk_images)));
+
+  const int64_t unit_bytes = sizeof(float) * (plan.x_floats() + plan.unit_floats());
+  const int64_t wanted = args.parallel.threads == 1 ? 1 : 4 * args.parallel.threads;
+  plan.units_per_block = max64(1, min64(plan.s.units, kWgradBlockBudget / unit_bytes));
+  while (plan.units_per_block > 1 &&
+         ceil_div(plan.s.units, plan.units_per_block) * plan.chunks < wanted) {
+    --plan.units_per_block;
+  }
+  plan.blocks = ceil_div(plan.s.units, plan.units_per_block);
+  plan.units_per_block = ceil_div(plan.s.units, plan.blocks);  // blocks of one size
+  plan.blocks = ceil_div(plan.s.units, plan.units_per_block);
   return plan;
 }
 
-// The sums of one unit over one chunk of the batch.
+// The sums of one block of units over one chunk of the batch.
 template <class E>
 class WgradTask {
  public:
@@ -175,30 +188,31 @@ class WgradTask {
     x_rows_ = reinterpret_cast<const float**>(scratch_.floats());  // first: they are aligned there
     dy_rows_ = x_rows_ + plan.band_rows;
     x_strip_ = reinterpret_cast<float*>(dy_rows_ + plan.band_rows);
-    dy_strip_ = x_strip_ + plan.window() * plan.x_row + Vec::kLanes;
+    dy_strip_ = x_strip_ + plan.units_per_block * plan.x_floats();
     image_sums_ = dy_strip_ + plan.band_rows * plan.dy_row;
     if (plan.s.permute) group_base_ = Vec::group_base(static_cast<int>(plan.s.in_per_group));
   }
 
-  // sums: [slabs_per_unit][c_per_group][9][kLanes], overwritten.
-  void run(int64_t unit, int64_t chunk, float* sums) {
+  // sums: of all units, [slab][c_per_group][9][kLanes]; those of the block are overwritten.
+  void run(int64_t block, int64_t chunk, float* sums) {
+    unit_begin_ = block * plan_.units_per_block;
+    unit_end_ = min64(plan_.s.units, unit_begin_ + plan_.units_per_block);
+    sums += unit_begin_ * plan_.unit_floats();
+    const int64_t floats = (unit_end_ - unit_begin_) * plan_.unit_floats();
     const int64_t n_begin = chunk * plan_.chunk_images;
     const int64_t n_end = min64(plan_.p.N, n_begin + plan_.chunk_images);
     for (int64_t n = n_begin; n < n_end; ++n) {
       float* image = n == n_begin ? sums : image_sums_;
-      std::memset(image, 0, sizeof(float) * plan_.unit_floats());
-      int64_t loaded = 0;  // rows of x below this one are in the ring
+      std::memset(image, 0, sizeof(float) * floats);
       for (int64_t p0 = 0; p0 < plan_.p.P; p0 += plan_.band_rows) {
         const int64_t rows = min64(plan_.band_rows, plan_.p.P - p0);
-        loaded = load_x(n, unit, p0, rows, loaded);
-        for (int64_t j = 0; j < plan_.s.slabs_per_unit; ++j) {
-          const int64_t slab = unit * plan_.s.slabs_per_unit + j;
-          load_dy(n, slab, p0, rows);
-          for (int r = 0; r < 3; ++r) accumulate(p0, rows, r, image + j * plan_.slab_floats);
+        for (int64_t unit = unit_begin_; unit < unit_end_; ++unit) {
+          band(n, p0, rows, unit, n + 1 < n_end,
+               image + (unit - unit_begin_) * plan_.unit_floats());
         }
       }
       if (n == n_begin) continue;
-      for (int64_t i = 0; i < plan_.unit_floats(); i += Vec::kLanes) {
+      for (int64_t i = 0; i < floats; i += Vec::kLanes) {
         Vec::store(sums + i, Vec::add(Vec::load(sums + i), Vec::load(image + i)));
       }
     }
@@ -206,49 +220,80 @@ class WgradTask {
 
  private:
   static size_t scratch_bytes(const WgradPlan& plan) {
-    return sizeof(float) * (plan.window() * plan.x_row + plan.band_rows * plan.dy_row +
-                            plan.unit_floats() + 2 * Vec::kLanes) +
+    return sizeof(float) * (plan.units_per_block * (plan.x_floats() + plan.unit_floats()) +
+                            plan.band_rows * plan.dy_row + 2 * Vec::kLanes) +
            sizeof(float*) * 2 * plan.band_rows;
   }
 
-  float* slot(int64_t h) { return x_strip_ + h % plan_.window() * plan_.x_row; }
-
-  int64_t load_x(int64_t n, int64_t unit, int64_t p0, int64_t rows, int64_t loaded) {
-    const ConvProblem& p = plan_.p;
-    const Slabs& s = plan_.s;
-    const int64_t first = p0 * p.stride_h - p.pad_h;
-    const int64_t end = min64(p.H, first + (rows - 1) * p.stride_h + 3);
-    int64_t h = max64(max64(0, first), loaded);
-    for (; h < end; ++h) {
-      if (s.permute) {
-        load_float_pixels<E>(x_, n, s.in_begin(unit), static_cast<int>(s.in_count(unit)), h, 0, p.W,
-                             slot(h), plan_.band_rows * p.stride_h);
-      } else {
-        load_float_planes<E>(x_, n, s.in_begin(unit), s.in_count(unit), h, 0, p.W, slot(h), p.W,
-                             plan_.band_rows * p.stride_h);
-      }
+  void band(int64_t n, int64_t p0, int64_t rows, int64_t unit, bool more_images, float* sums) {
+    float* x_strip = x_strip_ + (unit - unit_begin_) * plan_.x_floats();
+    load_x(n, unit, p0, rows, x_strip);
+    look_ahead(n, p0, unit, more_images);
+    for (int64_t j = 0; j < plan_.s.slabs_per_unit; ++j) {
+      load_dy(n, unit * plan_.s.slabs_per_unit + j, p0, rows);
+      for (int r = 0; r < 3; ++r) accumulate(p0, rows, r, x_strip, sums + j * plan_.slab_floats);
     }
-    return h;
   }
+
+  // Input rows of the band that starts at output row p0, less those of the band before.
+  int64_t x_begin(int64_t p0) const {
+    const int64_t first = p0 * plan_.p.stride_h - plan_.p.pad_h;
+    return max64(0, p0 == 0 ? first : max64(first, x_end(p0 - 1)));
+  }
+  // The input row behind those that output rows up to `last` need.
+  int64_t x_end(int64_t last) const {
+    return max64(0, min64(plan_.p.H, last * plan_.p.stride_h - plan_.p.pad_h + 3));
+  }
+
+  void load_x(int64_t n, int64_t unit, int64_t p0, int64_t rows, float* x_strip) {
+    const int64_t begin = x_begin(p0), end = x_end(p0 + rows - 1);
+    if (begin >= end) return;
+    const StripRows strip{x_strip, plan_.window(), plan_.x_row, plan_.p.W * Vec::kLanes, 0};
+    load_rows<WordLoader<1, E>>(x_, n, plan_.s.in_begin(unit), plan_.s.in_count(unit), begin, end,
+                                0, plan_.p.W, strip);
+  }
+
+  // Lets the sums of one unit ask for its share of what the block's next band reads.
+  void look_ahead(int64_t n, int64_t p0, int64_t unit, bool more_images) {
+    const Slabs& s = plan_.s;
+    ahead_[0] = ahead_[1] = {};
+    p0 += plan_.band_rows;
+    if (p0 >= plan_.p.P) {
+      if (!more_images) return;
+      ++n, p0 = 0;
+    }
+    const int64_t rows = min64(plan_.band_rows, plan_.p.P - p0);
+    const int64_t c = s.in_begin(unit_begin_), k = unit_begin_ * s.out_unit;
+    ahead_[0] = walk_rows(x_, n, c, min64(s.in_channels, s.in_begin(unit_end_)) - c, x_begin(p0),
+                          x_end(p0 + rows - 1));
+    ahead_[1] = walk_rows(dy_, n, k, min64(s.out_channels, unit_end_ * s.out_unit) - k, p0,
+                          p0 + rows);
+    const int64_t calls = s.slabs_per_unit * 3 * ceil_div(s.in_per_group, Vec::kWgradChannels) *
+                          ceil_div(rows, run_rows());
+    for (int i = 0; i < 2; ++i) {
+      ahead_[i].take_share(unit - unit_begin_, unit_end_ - unit_begin_);
+      quota_[i] = ceil_div(ahead_[i].total(), calls);
+    }
+  }
+
+  int64_t run_rows() const { return max64(1, kRunPixels / plan_.p.Q); }
 
   void load_dy(int64_t n, int64_t slab, int64_t p0, int64_t rows) {
-    for (int64_t i = 0; i < rows; ++i) {
-      float* row = dy_strip_ + i * plan_.dy_row;
-      load_float_pixels<E>(dy_, n, plan_.s.out_begin(slab), plan_.s.lanes(slab), p0 + i, 0,
-                           plan_.p.Q, row, plan_.band_rows);
-      dy_rows_[i] = row;
-    }
+    const StripRows strip{dy_strip_, plan_.p.P, plan_.dy_row, 0, -p0 * plan_.dy_row};
+    load_rows<WordLoader<1, E>>(dy_, n, plan_.s.out_begin(slab), plan_.s.lanes(slab), p0, p0 + rows,
+                                0, plan_.p.Q, strip);
+    for (int64_t i = 0; i < rows; ++i) dy_rows_[i] = dy_strip_ + i * plan_.dy_row;
   }
 
-  void accumulate(int64_t p0, int64_t rows, int r, float* slab_sums) {
+  void accumulate(int64_t p0, int64_t rows, int r, const float* x_strip, float* slab_sums) {
     const ConvProblem& p = plan_.p;
     const bool permute = plan_.s.permute;
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t h = (p0 + i) * p.stride_h - p.pad_h + r;
-      x_rows_[i] = h >= 0 && h < p.H ? slot(h) : nullptr;
+      x_rows_[i] = h >= 0 && h < p.H ? x_strip + h % plan_.window() * plan_.x_row : nullptr;
     }
-    const int64_t run = max64(1, kRunPixels / p.Q);
-    WgradBlock b{x_rows_, dy_rows_, run, p.W, p.W, p.Q, p.pad_w, group_base_, nullptr};
+    const int64_t run = run_rows();
+    WgradBlock b{x_rows_, dy_rows_, run, p.W, p.Q, p.pad_w, group_base_, nullptr};
     int64_t c = 0;
     while (c < plan_.s.in_per_group) {
       const int64_t left = plan_.s.in_per_group - c;
@@ -259,13 +304,16 @@ class WgradTask {
           permute ? select_wgrad<true>(stride, channels) : select_wgrad<false>(stride, channels);
       for (int64_t i = 0; i < rows; i += run) {
         b.x_rows = x_rows_ + i, b.dy_rows = dy_rows_ + i, b.rows = min64(run, rows - i);
+        for (int k = 0; k < 2; ++k) ahead_[k].fetch(quota_[k]);
         block(b);
       }
+      c += channels;
+      // A chunk holds kLanes channels of every column.
+      const int64_t next = c % Vec::kLanes == 0 ? (p.W - 1) * Vec::kLanes + channels : channels;
       for (int i = 0; i < channels; ++i) b.lane_channel = Vec::next(b.lane_channel);
       for (int64_t i = 0; i < rows; ++i) {
-        if (!permute && x_rows_[i] != nullptr) x_rows_[i] += channels * b.plane;
+        if (!permute && x_rows_[i] != nullptr) x_rows_[i] += next;
       }
-      c += channels;
     }
   }
 
@@ -274,6 +322,9 @@ class WgradTask {
   Activation<E> x_, dy_;
   float *x_strip_, *dy_strip_, *image_sums_;
   const float **x_rows_, **dy_rows_;
+  int64_t unit_begin_ = 0, unit_end_ = 0;
+  PrefetchWalk ahead_[2];  // x and dy
+  int64_t quota_[2] = {};
   Vec::Index group_base_{};
 };
 
@@ -318,8 +369,8 @@ void direct_wgrad(const PassArgs& args) {
         const Context& x = *static_cast<Context*>(opaque);
         WgradTask<E> task(x.plan, x.args);
         for (int64_t i = begin; i < end; ++i) {
-          const int64_t unit = i % x.plan.s.units, chunk = i / x.plan.s.units;
-          task.run(unit, chunk, x.partials + i * x.plan.unit_floats());
+          const int64_t block = i % x.plan.blocks, chunk = i / x.plan.blocks;
+          task.run(block, chunk, x.partials + chunk * x.plan.s.units * x.plan.unit_floats());
         }
       },
       &context);

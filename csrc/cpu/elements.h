@@ -11,6 +11,7 @@ struct ElementF32 {
   static constexpr bool kIsFloat = true;
   static Vec::Reg load(const T* p) { return Vec::load(p); }
   static Vec::Reg load_partial(const T* p, int n) { return Vec::load_partial(p, n); }
+  static void store(T* p, Vec::Reg v) { Vec::store(p, v); }
   static void store_partial(T* p, Vec::Reg v, int n) { Vec::store_partial(p, v, n); }
 };
 
@@ -19,6 +20,7 @@ struct ElementBF16 {
   static constexpr bool kIsFloat = false;
   static Vec::Reg load(const T* p) { return Vec::load_bf16(p); }
   static Vec::Reg load_partial(const T* p, int n) { return Vec::load_bf16_partial(p, n); }
+  static void store(T* p, Vec::Reg v) { Vec::store_bf16(p, v); }
   static void store_partial(T* p, Vec::Reg v, int n) { Vec::store_bf16_partial(p, v, n); }
 };
 
@@ -27,6 +29,7 @@ struct ElementF16 {
   static constexpr bool kIsFloat = false;
   static Vec::Reg load(const T* p) { return Vec::load_f16(p); }
   static Vec::Reg load_partial(const T* p, int n) { return Vec::load_f16_partial(p, n); }
+  static void store(T* p, Vec::Reg v) { Vec::store_f16(p, v); }
   static void store_partial(T* p, Vec::Reg v, int n) { Vec::store_f16_partial(p, v, n); }
 };
 
@@ -39,38 +42,11 @@ inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A prefetch may name any address. Loads fetch into the second level: the first is full of strips.
-inline void prefetch_load(const void* p) { __builtin_prefetch(p, 0, 2); }
-inline void prefetch_store(const void* p) { __builtin_prefetch(p, 1, 3); }
+// Into the second level: the first is full of strips. A line that no other core has arrives ready to
+// be written, so outputs need no other kind. The address may be any.
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 constexpr int64_t kCacheLine = 64;
-
-// dst[j][i] = src[i][j] for an [rows, cols] matrix of E, written as float32. Strides are in
-// elements. What lies `ahead` elements further is prefetched: the rows that will be wanted next.
-template <class E>
-inline void transpose_in(const typename E::T* src, int64_t src_stride, int64_t rows, int64_t cols,
-                         float* dst, int64_t dst_stride, int64_t ahead = 0) {
-  constexpr int L = Vec::kLanes;
-  for (int64_t i0 = 0; i0 < rows; i0 += L) {
-    const int ni = static_cast<int>(min64(L, rows - i0));
-    for (int64_t j0 = 0; j0 < cols; j0 += L) {
-      const int nj = static_cast<int>(min64(L, cols - j0));
-      Vec::Reg block[L];
-      for (int i = 0; i < L; ++i) {
-        const typename E::T* at = src + (i0 + i) * src_stride + j0;
-        block[i] = i < ni ? load_first<E>(at, nj) : Vec::zero();
-        prefetch_load(at + ahead);
-      }
-      Vec::transpose(block);
-      float* out = dst + j0 * dst_stride + i0;
-      if (ni == L) {
-        for (int j = 0; j < nj; ++j) Vec::store(out + j * dst_stride, block[j]);
-      } else {
-        for (int j = 0; j < nj; ++j) Vec::store_partial(out + j * dst_stride, block[j], ni);
-      }
-    }
-  }
-}
 
 // dst[i][j] = src[j][i]: float32 pixels of kLanes channels, `src_stride` floats apart, become
 // `channels` rows of `cols` elements, `dst_stride` elements apart.

@@ -1,6 +1,7 @@
-// How channels map to vector lanes, and how a row of a tensor becomes a strip: the channels of one
-// unit as 32-bit words, in the order in which the register tiles read them. A word is a float32
-// here; pairs.h has the strips whose words are two bfloat16.
+// How channels map to vector lanes, and how rows of a tensor become strips, from which the register
+// tiles read, and back. A strip row holds the channels of one unit in chunks of kLanes channels:
+// [chunk][column][kPitch] 32-bit words. A word is a float32 here; pairs.h has the strips whose words
+// are two bfloat16.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +18,7 @@ struct Slabs {
   bool permute;
   int64_t units, slabs_per_unit;
   int64_t in_unit, out_unit;  // channels per unit
-  int64_t in_unit_words;      // words of one strip column
+  int64_t in_chunks;          // chunks of a strip row
   int64_t in_channels, out_channels;
   int64_t in_per_group, out_per_group;
 
@@ -34,6 +35,9 @@ struct Slabs {
     return static_cast<int>(min64(Vec::kLanes, in_this_unit - first));
   }
 };
+
+// Words of one chunk in one column.
+constexpr int kPitch = Vec::kLanes / Vec::kChannelsPerWord;
 
 constexpr int64_t words(int64_t channels) {
   return (channels + Vec::kChannelsPerWord - 1) / Vec::kChannelsPerWord;
@@ -55,7 +59,7 @@ inline Slabs make_slabs(int64_t groups, int64_t in_per_group, int64_t out_per_gr
     s.units = groups;
     s.slabs_per_unit = ceil_div(out_per_group, L);
   }
-  s.in_unit_words = words(s.in_unit);
+  s.in_chunks = ceil_div(s.in_unit, L);
   return s;
 }
 
@@ -66,114 +70,196 @@ struct Activation {
   bool nhwc;
   int64_t channels, h, w;
 
-  // From an element to its neighbour in the next row.
-  int64_t row_elements() const { return nhwc ? w * channels : w; }
-
   typename E::T* at(int64_t n, int64_t c, int64_t row, int64_t col) const {
     return nhwc ? data + ((n * h + row) * w + col) * channels + c
                 : data + ((n * channels + c) * h + row) * w + col;
   }
 };
 
-// Columns [begin, begin + cols) of one row as pixels of kLanes channels; lanes beyond `channels`
-// become zero. The same columns `rows_ahead` rows further down are prefetched.
-template <class E>
-inline void load_float_pixels(const Activation<E>& t, int64_t n, int64_t c0, int channels,
-                              int64_t row, int64_t begin, int64_t cols, float* dst,
-                              int64_t rows_ahead) {
-  constexpr int L = Vec::kLanes;
-  const typename E::T* src = t.at(n, c0, row, begin);
-  const int64_t ahead = rows_ahead * t.row_elements();
-  if (t.nhwc) {
-    if (channels == L) {
-      for (int64_t j = 0; j < cols; ++j) {
-        const typename E::T* at = src + j * t.channels;
-        Vec::store(dst + j * L, E::load(at));
-        prefetch_load(at + ahead);
-      }
-    } else {
-      for (int64_t j = 0; j < cols; ++j) {
-        Vec::store(dst + j * L, E::load_partial(src + j * t.channels, channels));
-      }
-    }
-    return;
-  }
-  transpose_in<E>(src, t.h * t.w, channels, cols, dst, L, ahead);
-  if (channels < L) {
-    for (int64_t j = 0; j < cols; ++j) {
-      std::memset(dst + j * L + channels, 0, sizeof(float) * (L - channels));
-    }
-  }
-}
+// Where the columns of some rows of one unit go.
+struct StripRows {
+  float* ring;     // row h is in slot h % slots
+  int64_t slots;   // rows of the ring
+  int64_t row;     // words of a strip row
+  int64_t chunk;   // words of one chunk of a row
+  int64_t offset;  // words in front of the first column
 
-// The same columns as one plane per channel, `plane` floats apart.
-template <class E>
-inline void load_float_planes(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels,
-                              int64_t row, int64_t begin, int64_t cols, float* dst, int64_t plane,
-                              int64_t rows_ahead) {
-  constexpr int L = Vec::kLanes;
-  const typename E::T* src = t.at(n, c0, row, begin);
-  const int64_t ahead = rows_ahead * t.row_elements();
-  if (t.nhwc) {
-    transpose_in<E>(src, t.channels, cols, channels, dst, plane, ahead);
-    return;
-  }
-  for (int64_t c = 0; c < channels; ++c, src += t.h * t.w, dst += plane) {
-    int64_t j = 0;
-    for (; j + L <= cols; j += L) {
-      Vec::store(dst + j, E::load(src + j));
-      prefetch_load(src + j + ahead);
-    }
-    if (j < cols) {
-      const int rest = static_cast<int>(cols - j);
-      Vec::store_partial(dst + j, E::load_partial(src + j, rest), rest);
-      prefetch_load(src + j + ahead);
-    }
-  }
-}
+  float* at(int64_t h) const { return ring + h % slots * row + offset; }
+};
 
-// The loads of strips whose words hold kChannels channels.
-template <int kChannels, class E>
-struct StripLoader {
-  static_assert(kChannels == 1);
+// Walks over the columns of strip rows, from one row to the next.
+struct StripCursor {
+  const StripRows& strip;
+  int64_t row, col, cols, chunk;
+  float* dst = strip.at(row) + chunk;
 
-  static void pixels(const Activation<E>& t, int64_t n, int64_t c0, int channels, int64_t row,
-                     int64_t begin, int64_t cols, float* dst, int64_t rows_ahead) {
-    load_float_pixels<E>(t, n, c0, channels, row, begin, cols, dst, rows_ahead);
-  }
-  static void planes(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels, int64_t row,
-                     int64_t begin, int64_t cols, float* dst, int64_t plane, int64_t rows_ahead) {
-    load_float_planes<E>(t, n, c0, channels, row, begin, cols, dst, plane, rows_ahead);
+  float* next(int64_t pitch) {
+    if (col == cols) col = 0, dst = strip.at(++row) + chunk;
+    return dst + col++ * pitch;
   }
 };
 
-// Asks for the lines that store_pixels will write.
-template <class E>
-inline void prefetch_pixels(const Activation<E>& t, int64_t n, int64_t c0, int channels,
-                            int64_t row) {
-  const typename E::T* dst = t.at(n, c0, row, 0);
+// How kLanes channels of E become kPitch words.
+template <int kChannels, class E>
+struct WordLoader {
+  static_assert(kChannels == 1);
+  using T = typename E::T;
+  static constexpr int kPitch = Vec::kLanes;
+
+  // `channels` neighbouring channels of one pixel, zeros behind them.
+  static void pixel(const T* src, int channels, float* dst) {
+    Vec::store(dst, load_first<E>(src, channels));
+  }
+  // Word i of the `channels` channels, `plane` elements apart, of n neighbouring columns.
+  static Vec::Reg columns(const T* src, int64_t plane, int64_t channels, int i, int n) {
+    return i < channels ? load_first<E>(src + i * plane, n) : Vec::zero();
+  }
+  // The words of one pixel.
+  static void store(float* dst, Vec::Reg v, int /*part*/) { Vec::store(dst, v); }
+};
+
+// Columns [begin, begin + cols) of rows [h_begin, h_end) of `channels` channels into strips.
+template <class Words, class E>
+inline void load_rows(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels,
+                      int64_t h_begin, int64_t h_end, int64_t begin, int64_t cols,
+                      const StripRows& strip) {
+  constexpr int64_t L = Vec::kLanes, kPitch = Words::kPitch, kPixelsPerVector = L / kPitch;
   if (t.nhwc) {
-    for (int64_t j = 0; j < t.w; ++j) prefetch_store(dst + j * t.channels);
+    for (int64_t h = h_begin; h < h_end; ++h) {
+      const typename E::T* src = t.at(n, c0, h, begin);
+      float* dst = strip.at(h);
+      for (int64_t c = 0; c < channels; c += L, src += L, dst += strip.chunk) {
+        const int count = static_cast<int>(min64(L, channels - c));
+        if (count == L) {
+          for (int64_t j = 0; j < cols; ++j) {
+            Words::pixel(src + j * t.channels, Vec::kLanes, dst + j * kPitch);
+          }
+        } else {
+          for (int64_t j = 0; j < cols; ++j) {
+            Words::pixel(src + j * t.channels, count, dst + j * kPitch);
+          }
+        }
+      }
+    }
     return;
   }
-  constexpr int64_t kLine = kCacheLine / sizeof(typename E::T);
-  for (int i = 0; i < channels; ++i, dst += t.h * t.w) {
-    for (int64_t j = 0; j < t.w; j += kLine) prefetch_store(dst + j);
+  // Whole rows of a channel follow each other without a gap: narrow ones share a vector.
+  const int64_t joined = cols == t.w ? h_end - h_begin : 1;
+  const int64_t span = joined * cols, plane = t.h * t.w;
+  for (int64_t h = h_begin; h < h_end; h += joined) {
+    for (int64_t c = 0; c < channels; c += L) {
+      const typename E::T* src = t.at(n, c0 + c, h, begin);
+      StripCursor at{strip, h, 0, cols, c / L * strip.chunk};
+      // A transposed vector holds as many pixels of a chunk as fit.
+      for (int64_t j0 = 0; j0 < span; j0 += kPixelsPerVector * L) {
+        Vec::Reg block[L];
+        for (int i = 0; i < L; ++i) {
+          const int64_t j = j0 + i / kPitch * L;
+          const int count = static_cast<int>(max64(0, min64(L, span - j)));
+          block[i] = Words::columns(src + j, plane, channels - c, i % kPitch, count);
+        }
+        Vec::transpose(block);
+        for (int part = 0; part < kPixelsPerVector; ++part) {
+          const int64_t count = min64(L, span - j0 - part * L);
+          for (int64_t j = 0; j < count; ++j) Words::store(at.next(kPitch), block[j], part);
+        }
+      }
+    }
   }
 }
 
-// A whole row of `channels` channels from float32 pixels of kLanes channels.
+// Memory that will be wanted soon: `outer` pieces, `step` bytes apart, of `lines` cache lines each.
+struct PrefetchWalk {
+  const char* at = nullptr;
+  int64_t outer = 0, step = 0;
+  int lines = 0, line = 0;
+
+  int64_t total() const { return outer * lines - line; }
+  const char* next() {
+    const char* p = at + line * kCacheLine;
+    if (++line == lines) line = 0, at += step, --outer;
+    return p;
+  }
+  void fetch(int64_t count) {
+    for (count = min64(count, total()); count > 0; --count) prefetch(next());
+  }
+  // Keeps the i-th of n parts.
+  void take_share(int64_t i, int64_t n) {
+    const int64_t begin = outer * i / n, end = outer * (i + 1) / n;
+    at += begin * step, outer = end - begin;
+  }
+};
+
+// The lines of `channels` channels of rows [h_begin, h_end).
 template <class E>
-inline void store_pixels(const Activation<E>& t, int64_t n, int64_t c0, int channels, int64_t row,
-                         const float* src) {
-  constexpr int L = Vec::kLanes;
-  typename E::T* dst = t.at(n, c0, row, 0);
-  if (t.nhwc) {
-    for (int64_t j = 0; j < t.w; ++j) {
-      E::store_partial(dst + j * t.channels, Vec::load(src + j * L), channels);
+inline PrefetchWalk walk_rows(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels,
+                              int64_t h_begin, int64_t h_end) {
+  if (h_begin >= h_end) return {};
+  constexpr int64_t kSize = sizeof(typename E::T);
+  const char* at = reinterpret_cast<const char*>(t.at(n, c0, h_begin, 0));
+  const int64_t pixels = (h_end - h_begin) * t.w;
+  const auto lines = [](int64_t bytes) { return static_cast<int>((bytes - 1) / kCacheLine + 1); };
+  if (t.nhwc) return {at, pixels, t.channels * kSize, lines(channels * kSize), 0};
+  // A run of pixels that does not start on a line may end on one more.
+  return {at, channels, t.h * t.w * kSize, lines(pixels * kSize) + 1, 0};
+}
+
+// The lines that one tile asks for while it computes: a burst between the tiles would wait for
+// itself, for a core follows only so many misses at a time.
+class PrefetchList {
+ public:
+  // Takes up to `count` lines of a walk; what does not fit is asked for at once.
+  void take(PrefetchWalk& walk, int64_t count) {
+    for (count = min64(count, walk.total()); count > 0; --count) {
+      const char* line = walk.next();
+      if (size_ < kCapacity) {
+        lines_[size_++] = line;
+      } else {
+        prefetch(line);
+      }
     }
-  } else {
-    transpose_out<E>(src, L, channels, t.w, dst, t.h * t.w);
+  }
+  void clear() { size_ = 0; }
+  const char* const* begin() const { return lines_; }
+  const char* const* end() const { return lines_ + size_; }
+
+ private:
+  static constexpr int kCapacity = 128;
+  const char* lines_[kCapacity];
+  int size_ = 0;
+};
+
+// Rows h, h + step, ... of `channels` channels from float32 strips of kLanes channels.
+template <class E>
+inline void store_rows(const Activation<E>& t, int64_t n, int64_t c0, int channels, int64_t h,
+                       int64_t step, int rows, const float* src, int64_t src_row) {
+  constexpr int L = Vec::kLanes;
+  if (t.nhwc) {
+    for (int i = 0; i < rows; ++i) {
+      typename E::T* dst = t.at(n, c0, h + i * step, 0);
+      for (int64_t j = 0; j < t.w; ++j) {
+        E::store_partial(dst + j * t.channels, Vec::load(src + i * src_row + j * L), channels);
+      }
+    }
+    return;
+  }
+  const int64_t joined = step == 1 ? rows : 1;
+  const int64_t span = joined * t.w;
+  for (int i = 0; i < rows; i += static_cast<int>(joined)) {
+    typename E::T* dst = t.at(n, c0, h + i * step, 0);
+    int64_t row = i, col = 0;
+    for (int64_t j0 = 0; j0 < span; j0 += L) {
+      const int count = static_cast<int>(min64(L, span - j0));
+      Vec::Reg block[L];
+      for (int j = 0; j < L; ++j) {
+        block[j] = j < count ? Vec::load(src + row * src_row + col * L) : Vec::zero();
+        if (++col == t.w) col = 0, ++row;
+      }
+      Vec::transpose(block);
+      for (int c = 0; c < channels; ++c) {
+        E::store_partial(dst + c * t.h * t.w + j0, block[c], count);
+      }
+    }
   }
 }
 

@@ -9,7 +9,7 @@
 // every tap that touches it. Two ways to expand:
 //   permute     the lanes span several groups of fewer than kLanes channels: a strip holds
 //               pixels of kLanes channels and lane l receives channel c of its own group
-//   broadcast   the lanes belong to one group: a strip holds channel planes
+//   broadcast   the lanes belong to one group
 // Strips and weights consist of 32-bit words: one float32 channel, or two bfloat16 channels whose
 // products fma adds up. c above counts words.
 // No lane ever multiplies a value of another group, so Inf and NaN stay in theirs.
@@ -21,6 +21,8 @@
 #include <cstdint>
 #include <type_traits>
 #include <utility>
+
+#include "slabs.h"
 
 namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
@@ -38,16 +40,20 @@ inline __attribute__((always_inline)) void unroll(F&& f) {
 
 constexpr int kMaxInputRows = 5;
 
+// How a tile stores its pixels: float32, past the caches, or narrowed to 16 bits.
+enum class Store { kFloat32, kStream, kBFloat16, kFloat16 };
+
 struct TileArgs {
   const float* rows[kMaxInputRows];  // strip rows, at the tile's first column
-  int64_t plane;                     // words from one channel plane to the next (broadcast)
+  int64_t chunk;                     // words from one chunk of kLanes channels to the next
   int words;                         // input channels per group, in words
   const float* weights;              // [words][kTR * kTS][kLanes]
   Vec::Index group_base;             // lane -> first word of its group (permute)
   const float* bias;                 // [kLanes]
-  float* out;
-  int64_t out_row, out_px;  // floats between output rows and between output pixels
-  bool stream;
+  void* out;
+  int64_t out_row, out_px;  // elements between output rows and between output pixels
+  Store store;
+  const PrefetchList* prefetch;
 };
 
 using TileFunction = void (*)(const TileArgs&);
@@ -72,6 +78,9 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
   const float* w = a.weights;
   Vec::Index lane_word = a.group_base;
   Vec::Reg runs[kRows][kPx];
+  const char* const* line = a.prefetch->begin();
+  const char* const* const last_line = a.prefetch->end();
+  const int64_t lines_per_word = ceil_div(last_line - line, a.words);
   for (int c = 0; c < a.words; ++c) {
     if (c != 0 && c % Vec::kRunWords == 0) {
       const bool first = c == Vec::kRunWords;
@@ -85,6 +94,9 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
     // In permute mode the rows are the same for every channel: without this the compiler keeps them
     // all across the loop, on the stack.
     asm volatile("" ::: "memory");
+    for (const char* const* end = line + min64(lines_per_word, last_line - line); line < end;) {
+      prefetch(*line++);
+    }
     Vec::Reg taps[kTR][kTS];
     unroll<kTR>([&](auto r) {
       unroll<kTS>([&](auto s) { taps[r][s] = Vec::load(w + (r * kTS + s) * L); });
@@ -93,9 +105,9 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
       unroll<kInCols>([&](auto j) {
         Vec::Reg x;
         if constexpr (kPermute) {
-          x = Vec::permute(rows[i] + j * (L / Vec::kChannelsPerWord), lane_word);
+          x = Vec::permute(rows[i] + j * kPitch, lane_word);
         } else {
-          x = Vec::broadcast(rows[i] + j);
+          x = Vec::broadcast(rows[i] + j * kPitch);
         }
         unroll<kTR>([&](auto r) {
           unroll<kTS>([&](auto s) {
@@ -113,7 +125,8 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
     if constexpr (kPermute) {
       lane_word = Vec::next(lane_word);
     } else {
-      unroll<kInRows>([&](auto i) { rows[i] += a.plane; });
+      const int64_t next = (c + 1) % kPitch == 0 ? a.chunk - kPitch + 1 : 1;
+      unroll<kInRows>([&](auto i) { rows[i] += next; });
     }
   }
 
@@ -121,14 +134,24 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
     unroll<kRows>(
         [&](auto i) { unroll<kPx>([&](auto j) { acc[i][j] = Vec::add(runs[i][j], acc[i][j]); }); });
   }
-  if (a.stream) {
+  const auto store = [&](auto one) {
     unroll<kRows>([&](auto i) {
-      unroll<kPx>([&](auto j) { Vec::stream(a.out + i * a.out_row + j * a.out_px, acc[i][j]); });
+      unroll<kPx>([&](auto j) { one(i * a.out_row + j * a.out_px, acc[i][j]); });
     });
-  } else {
-    unroll<kRows>([&](auto i) {
-      unroll<kPx>([&](auto j) { Vec::store(a.out + i * a.out_row + j * a.out_px, acc[i][j]); });
-    });
+  };
+  switch (a.store) {
+    case Store::kFloat32:
+      store([&](int64_t at, Vec::Reg v) { Vec::store(static_cast<float*>(a.out) + at, v); });
+      break;
+    case Store::kStream:
+      store([&](int64_t at, Vec::Reg v) { Vec::stream(static_cast<float*>(a.out) + at, v); });
+      break;
+    case Store::kBFloat16:
+      store([&](int64_t at, Vec::Reg v) { Vec::store_bf16(static_cast<uint16_t*>(a.out) + at, v); });
+      break;
+    case Store::kFloat16:
+      store([&](int64_t at, Vec::Reg v) { Vec::store_f16(static_cast<uint16_t*>(a.out) + at, v); });
+      break;
   }
 }
 

@@ -47,11 +47,13 @@ struct Vec {
     return widen_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   static Reg load_bf16_partial(const uint16_t* p, int n) { return widen_bf16(load16(p, n)); }
+  static void store_bf16(uint16_t* p, Reg v) { store_bf16_partial(p, v, kLanes); }
   static void store_bf16_partial(uint16_t* p, Reg v, int n) { store16(p, narrow_bf16(v), n); }
   static Reg load_f16(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   static Reg load_f16_partial(const uint16_t* p, int n) { return _mm256_cvtph_ps(load16(p, n)); }
+  static void store_f16(uint16_t* p, Reg v) { store_f16_partial(p, v, kLanes); }
   static void store_f16_partial(uint16_t* p, Reg v, int n) {
     store16(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT), n);
   }

@@ -60,6 +60,9 @@ struct Avx512 {
   static void store_bf16_partial(uint16_t* p, Reg v, int n) {
     _mm256_mask_storeu_epi16(p, first(n), narrow_bf16(v));
   }
+  static void store_bf16(uint16_t* p, Reg v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(v));
+  }
   static Reg load_f16(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
@@ -68,6 +71,11 @@ struct Avx512 {
   }
   static void store_f16_partial(uint16_t* p, Reg v, int n) {
     _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+
+  static void store_f16(uint16_t* p, Reg v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
 
   // Four rounds of pairwise interleaving; r[i] lane j becomes r[j] lane i.

@@ -23,6 +23,17 @@ struct Vec : Avx512 {
     const __mmask32 mask = n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1u;
     return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, p));
   }
+  // The upper half of the lanes.
+  static void store_high(float* p, Reg v) {
+    _mm256_storeu_ps(p, _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
+  }
+  static void store_bf16(uint16_t* p, Reg v) {
+    const __m256i h = (__m256i)_mm512_cvtneps_pbh(v);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), h);
+  }
+  static void store_bf16_partial(uint16_t* p, Reg v, int n) {
+    _mm256_mask_storeu_epi16(p, first(n), (__m256i)_mm512_cvtneps_pbh(v));
+  }
   // Words (a[i], b[i]) for the first n of kLanes; b may be null, which stands for zeros.
   static Reg zip_words(const uint16_t* a, const uint16_t* b, int n) {
     const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), a));

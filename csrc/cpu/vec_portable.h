@@ -27,7 +27,7 @@ struct Vec {
   static constexpr int kChannelsPerWord = 1;
 #if defined(__aarch64__)
   static constexpr int kTileRows = 2;
-  static constexpr int kWgradChannels = 8;
+  static constexpr int kWgradChannels = 4;
   static constexpr int kRunWords = 16;
 #else
   static constexpr int kTileRows = 1;
@@ -72,6 +72,7 @@ struct Vec {
     for (int l = 0; l < n; ++l) v[l] = from_bits(static_cast<uint32_t>(p[l]) << 16);
     return v;
   }
+  static void store_bf16(uint16_t* p, Reg v) { store_bf16_partial(p, v, kLanes); }
   static void store_bf16_partial(uint16_t* p, Reg v, int n) {
     for (int l = 0; l < n; ++l) p[l] = narrow_bf16(v[l]);
   }
@@ -81,6 +82,7 @@ struct Vec {
     for (int l = 0; l < n; ++l) v[l] = widen_f16(p[l]);
     return v;
   }
+  static void store_f16(uint16_t* p, Reg v) { store_f16_partial(p, v, kLanes); }
   static void store_f16_partial(uint16_t* p, Reg v, int n) {
     for (int l = 0; l < n; ++l) p[l] = narrow_f16(v[l]);
   }

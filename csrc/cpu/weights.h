@@ -88,6 +88,19 @@ struct WeightPacker {
                    float* packed) {
     const typename E::T* kernels[Vec::kLanes];
     const int lanes = lane_kernels(c, s, w, slab, kernels);
+    if (c.weights_in_order) {
+      const int64_t length = c.in_per_group * kTaps;
+      for (int64_t i = 0; i < length; i += Vec::kLanes) {
+        const int count = static_cast<int>(min64(Vec::kLanes, length - i));
+        Vec::Reg block[Vec::kLanes];
+        for (int l = 0; l < Vec::kLanes; ++l) {
+          block[l] = l < lanes ? load_first<E>(kernels[l] + i, count) : Vec::zero();
+        }
+        Vec::transpose(block);
+        for (int j = 0; j < count; ++j) Vec::store(packed + (i + j) * Vec::kLanes, block[j]);
+      }
+      return;
+    }
     pack_taps(c, lanes, packed, [&](int l, int64_t in, int t0, int taps) {
       return E::load_partial(kernels[l] + in * c.w_in_stride * kTaps + t0, taps);
     });
