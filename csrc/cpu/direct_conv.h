@@ -117,7 +117,7 @@ inline ConvPlan make_conv_plan(const PassArgs& args) {
   const bool stream = args.dtype == DType::kFloat32 && out_bytes > last_level_cache_bytes() &&
                       c.out_channels % Vec::kLanes == 0 && plan.s.out_unit % Vec::kLanes == 0 &&
                       reinterpret_cast<uintptr_t>(out) % (sizeof(float) * Vec::kLanes) == 0;
-  plan.store = stream                             ? Store::kStream
+  plan.store = stream                           ? Store::kStream
                : args.dtype == DType::kBFloat16 ? Store::kBFloat16
                : args.dtype == DType::kFloat16  ? Store::kFloat16
                                                 : Store::kFloat32;
@@ -151,7 +151,7 @@ class ConvTask {
     own_weights_ = out_strip_ + Vec::kTileRows * plan.out_strip_row;
     // The columns of padding are never written again.
     std::memset(ring_, 0, sizeof(float) * (tile_out_ - ring_));
-    if (plan.s.permute) group_base_ = Vec::group_base(static_cast<int>(plan.s.in_per_group));
+    if (plan.s.permute) group_base_ = word_base(static_cast<int>(plan.s.in_per_group));
     for (int cp = 0; cp < c.axis_phases; ++cp) {
       tiles_per_row_ += ceil_div(c.cols[cp].end - c.cols[cp].begin, plan.px);
     }
@@ -235,8 +235,9 @@ class ConvTask {
                      cols, rows);
   }
 
-  // Lets the tiles of one unit and step ask for the unit's share of what the next step of the block,
-  // or the first step of the next task, reads and writes: whole runs of neighbouring channels.
+  // Lets the tiles of one unit and step ask for the unit's share of what the next step of the
+  // block, or the first step of the next task, reads and writes: whole runs of neighbouring
+  // channels.
   void look_ahead(const Range& at, int64_t unit, int64_t m, int64_t next) {
     const Correlation& c = plan_.c;
     const Slabs& s = plan_.s;
@@ -250,15 +251,16 @@ class ConvTask {
     }
     const int64_t in_end = row * c.stride + plan_.row_origin + plan_.window;
     const int64_t in_begin = s.in_begin(to.unit_begin);
-    inputs_ = walk_rows(in_, to.n, in_begin, min64(c.in_channels, s.in_begin(to.unit_end)) - in_begin,
-                        max64(0, in_end - fresh), min64(c.in_h, in_end));
+    inputs_ =
+        walk_rows(in_, to.n, in_begin, min64(c.in_channels, s.in_begin(to.unit_end)) - in_begin,
+                  max64(0, in_end - fresh), min64(c.in_h, in_end));
     inputs_.take_share(unit - at.unit_begin, at.unit_end - at.unit_begin);
     inputs_quota_ = ceil_div(inputs_.total(), tiles_per_step_);
     if (!plan_.direct_store || plan_.store == Store::kStream) return;
     const int64_t out_begin = to.unit_begin * s.out_unit;
-    outputs_ =
-        walk_rows(out_, to.n, out_begin, min64(c.out_channels, to.unit_end * s.out_unit) - out_begin,
-                  row * c.out_step, min64(c.out_h, (row + Vec::kTileRows) * c.out_step));
+    outputs_ = walk_rows(out_, to.n, out_begin,
+                         min64(c.out_channels, to.unit_end * s.out_unit) - out_begin,
+                         row * c.out_step, min64(c.out_h, (row + Vec::kTileRows) * c.out_step));
     outputs_.take_share(unit - at.unit_begin, at.unit_end - at.unit_begin);
     outputs_quota_ = ceil_div(outputs_.total(), tiles_per_step_);
   }
@@ -294,18 +296,17 @@ class ConvTask {
       const float* in_row[kMaxInputRows];
       for (int64_t i = 0; i < in_rows; ++i) {
         const int64_t h = first * c.stride + row.in_offset + i;
-        in_row[i] =
-            h >= 0 && h < c.in_h ? strip + h % plan_.window * plan_.strip_row : zero_row_;
+        in_row[i] = h >= 0 && h < c.in_h ? strip + h % plan_.window * plan_.strip_row : zero_row_;
       }
       const int64_t out_row = first * c.out_step + row.out_offset;
       if (!plan_.direct_store) {
-        outputs_ =
-            walk_rows(out_, n, k0, lanes, out_row, out_row + (rows - 1) * c.out_step + 1);
+        outputs_ = walk_rows(out_, n, k0, lanes, out_row, out_row + (rows - 1) * c.out_step + 1);
         outputs_quota_ = ceil_div(outputs_.total(), tiles_per_row_);
       }
       for (int cp = 0; cp < c.axis_phases; ++cp) {
         const PhaseAxis& col = c.cols[cp];
-        t.weights = weights_ + (slab - first_slab_) * packed_slab_floats(c) + phase_offset(c, rp, cp);
+        t.weights =
+            weights_ + (slab - first_slab_) * packed_slab_floats(c) + phase_offset(c, rp, cp);
         for (int64_t q = col.begin; q < col.end; q += plan_.px) {
           const int64_t in_col = q * c.stride + col.in_offset - plan_.col_origin;
           for (int64_t i = 0; i < in_rows; ++i) t.rows[i] = in_row[i] + in_col * kPitch;

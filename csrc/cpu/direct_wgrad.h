@@ -24,11 +24,17 @@
 
 namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
+// Strips consist of 32-bit words, one of each channel in a column. A word is one pixel, or with a
+// fma of two products two: output columns 2p and 2p + 1 in word p of dy, and in the word of input
+// column i those columns that the two meet through the same tap, i and i + stride.
+constexpr int kPixels = Vec::kChannelsPerWord;
+
 struct WgradBlock {
   const float* const* x_rows;   // per output row of the band: its input row for tap r, or null
-  const float* const* dy_rows;  // per output row of the band: pixels of kLanes channels
+  const float* const* dy_rows;  // per output row of the band: words of kLanes channels
   int64_t rows;
   int64_t in_w, out_w, pad;
+  int64_t x_first;          // input column of the strip's first word
   Vec::Index lane_channel;  // permute: lane -> first channel of the block in its group
   float* sums;              // [kC][9][kLanes], at tap (r, 0) of the block's first channel
 };
@@ -45,6 +51,26 @@ inline __attribute__((always_inline)) Vec::Reg expand(const float* x, const Vec:
   }
 }
 
+// The bits of a word that a product of the sum takes: its first (half 0) or second pixel, of input
+// column i and word u of dy.
+inline __attribute__((always_inline)) uint32_t used_half(const WgradBlock& b, int64_t i, int64_t u,
+                                                         int half, int stride) {
+  if (half >= kPixels) return 0;
+  const int64_t column = i + half * stride, q = u * kPixels + half;
+  const bool used = column >= 0 && column < b.in_w && q >= 0 && q < b.out_w;
+  return used ? 0xffffu << (16 * half) : 0;
+}
+
+// The pixels of a word that used_half() names.
+template <class V = Vec>
+inline __attribute__((always_inline)) typename V::Reg only(typename V::Reg word, uint32_t bits) {
+  if constexpr (kPixels == 2) {
+    return V::mask(word, bits);
+  } else {
+    return word;
+  }
+}
+
 template <bool kPermute, int kStride, int kC>
 __attribute__((flatten)) void wgrad_block(const WgradBlock& b) {
   constexpr int64_t L = Vec::kLanes;
@@ -56,41 +82,52 @@ __attribute__((flatten)) void wgrad_block(const WgradBlock& b) {
     for (int c = 1; c < kC; ++c) lane[c] = Vec::next(lane[c - 1]);
   }
 
-  // Input column i meets output column q through tap s where i = q * kStride - pad + s. One step
-  // takes the kStride input columns from u * kStride - pad: with stride 1 column u meets q = u - s,
-  // with stride 2 its even column meets q = u (s = 0) and q = u - 1 (s = 2), its odd one q = u.
+  // Word u of dy meets the word of input column i through tap s where i = u * kStep - pad + s. One
+  // step takes the words from u * kStep - pad on: with kStep 1 the word meets dy words u - s, with
+  // 2 the first meets u (s = 0) and u - 1 (s = 2), the second u; with 4 the first three meet u.
+  constexpr int kStep = kStride * kPixels;
+  constexpr int kReach = 2 / kStep;                 // words of dy left of u that a step meets
+  constexpr int kLast = kStep < 3 ? kStep - 1 : 2;  // word of a step that is used last
+  const int64_t dy_words = ceil_div(b.out_w, kPixels);
   for (int64_t row = 0; row < b.rows; ++row) {
-    const float* x_row = b.x_rows[row];
-    if (x_row == nullptr) continue;
+    if (b.x_rows[row] == nullptr) continue;
+    const float* x_row = b.x_rows[row] - b.x_first * L;
     const float* dy_row = b.dy_rows[row];
     const auto step = [&](int64_t u, auto checked) __attribute__((always_inline)) {
       constexpr bool kChecked = decltype(checked)::value;
-      unroll<kStride>([&](auto half) {
-        const int64_t i = u * kStride - b.pad + half;
-        if (kChecked && (i < 0 || i >= b.in_w)) return;
+      unroll<kLast + 1>([&](auto part) {
+        const int64_t i = u * kStep - b.pad + part;
+        if (kChecked && kPixels == 1 && (i < 0 || i >= b.in_w)) return;
         Vec::Reg dy[3];
-        bool use[3];
+        uint32_t use[3];
         unroll<3>([&](auto s) {
-          if constexpr ((s - half) % kStride == 0) {
-            const int64_t q = u - (s - half) / kStride;
-            use[s] = !kChecked || (q >= 0 && q < b.out_w);
-            dy[s] = use[s] ? Vec::load(dy_row + q * L) : Vec::zero();
+          if constexpr ((s - part) % kStep == 0) {
+            const int64_t at = u - (s - part) / kStep;
+            use[s] =
+                kChecked ? used_half(b, i, at, 0, kStride) | used_half(b, i, at, 1, kStride) : 1;
+            dy[s] = use[s] ? Vec::load(dy_row + at * L) : Vec::zero();
+            if constexpr (kChecked) dy[s] = only(dy[s], use[s]);
+          } else {
+            use[s] = 0;
           }
         });
+        if (kChecked && (use[0] | use[1] | use[2]) == 0) return;
         unroll<kC>([&](auto c) {
           const Vec::Reg x = expand<kPermute, kC>(x_row + i * L, lane, c);
           unroll<3>([&](auto s) {
-            if constexpr ((s - half) % kStride == 0) {
-              if (use[s]) acc[s][c] = Vec::fma(x, dy[s], acc[s][c]);
+            if constexpr ((s - part) % kStep == 0) {
+              const Vec::Reg used = kChecked ? only(x, use[s]) : x;
+              if (use[s]) acc[s][c] = Vec::fma(used, dy[s], acc[s][c]);
             }
           });
         });
       });
     };
-    constexpr int64_t kReach = kStride == 1 ? 2 : 1;  // output columns left of u that a step meets
-    const int64_t steps = b.out_w + kReach;
-    int64_t full_begin = max64(kReach, ceil_div(b.pad, kStride));
-    int64_t full_end = min64(b.out_w, (b.in_w + b.pad) / kStride);
+    const int64_t steps = dy_words + kReach;
+    const int64_t last_x = b.in_w - 1 - kLast - (kPixels - 1) * kStride;
+    int64_t full_begin = max64(kReach, ceil_div(b.pad, kStep));
+    int64_t full_end = last_x + b.pad < 0 ? 0 : (last_x + b.pad) / kStep + 1;
+    full_end = min64(full_end, b.out_w / kPixels);
     if (full_end < full_begin) full_begin = full_end = steps;
     int64_t u = 0;
     for (; u < full_begin; ++u) step(u, std::true_type{});
@@ -119,6 +156,22 @@ inline WgradFunction select_wgrad(int stride, int channels) {
   return stride == 1 ? wgrad_block<kPermute, 1, 1> : wgrad_block<kPermute, 2, 1>;
 }
 
+// Rows of x and dy as strips whose words hold kPixelsPerWord pixels; pairs.h has the one for two.
+template <int kPixelsPerWord, class E>
+struct PixelLoader {
+  static_assert(kPixelsPerWord == 1);
+
+  static void x(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels, int64_t h_begin,
+                int64_t h_end, int64_t first, int64_t words, int64_t /*stride*/,
+                const StripRows& strip) {
+    load_rows<WordLoader<1, E>>(t, n, c0, channels, h_begin, h_end, first, words, strip);
+  }
+  static void dy(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels, int64_t h_begin,
+                 int64_t h_end, const StripRows& strip) {
+    load_rows<WordLoader<1, E>>(t, n, c0, channels, h_begin, h_end, 0, t.w, strip);
+  }
+};
+
 // Bytes of one unit's strips, which stay in L1, and of a block's strips and sums, which stay in L2.
 constexpr int64_t kWgradStripBudget = int64_t{12} << 10;
 constexpr int64_t kWgradBlockBudget = int64_t{128} << 10;
@@ -130,6 +183,8 @@ constexpr int64_t kWgradTasks = 64;
 struct WgradPlan {
   ConvProblem p;
   Slabs s;
+  int64_t x_first;    // input column of a strip's first word
+  int64_t x_words;    // words of a channel in a strip row of x
   int64_t x_row;      // floats of one strip row of x
   int64_t dy_row;     // floats of one strip row of dy, one slab
   int64_t band_rows;  // output rows per band
@@ -148,8 +203,11 @@ inline WgradPlan make_wgrad_plan(const PassArgs& args) {
   plan.p = args.problem;
   const ConvProblem& p = plan.p;
   plan.s = make_slabs(p.G, p.C / p.G, p.K / p.G);
-  plan.x_row = plan.s.in_chunks * p.W * Vec::kLanes;
-  plan.dy_row = p.Q * Vec::kLanes;
+  const int64_t dy_words = ceil_div(p.Q, kPixels);
+  plan.x_first = kPixels == 1 ? 0 : -p.pad_w;
+  plan.x_words = kPixels == 1 ? p.W : (dy_words - 1) * kPixels * p.stride_w + 3;
+  plan.x_row = plan.s.in_chunks * plan.x_words * Vec::kLanes;
+  plan.dy_row = dy_words * Vec::kLanes;
   plan.slab_floats = plan.s.in_per_group * kTaps * Vec::kLanes;
   plan.band_rows = 1;
   const auto bytes = [&](int64_t rows) {
@@ -248,9 +306,9 @@ class WgradTask {
   void load_x(int64_t n, int64_t unit, int64_t p0, int64_t rows, float* x_strip) {
     const int64_t begin = x_begin(p0), end = x_end(p0 + rows - 1);
     if (begin >= end) return;
-    const StripRows strip{x_strip, plan_.window(), plan_.x_row, plan_.p.W * Vec::kLanes, 0};
-    load_rows<WordLoader<1, E>>(x_, n, plan_.s.in_begin(unit), plan_.s.in_count(unit), begin, end,
-                                0, plan_.p.W, strip);
+    const StripRows strip{x_strip, plan_.window(), plan_.x_row, plan_.x_words * Vec::kLanes, 0};
+    PixelLoader<kPixels, E>::x(x_, n, plan_.s.in_begin(unit), plan_.s.in_count(unit), begin, end,
+                               plan_.x_first, plan_.x_words, plan_.p.stride_w, strip);
   }
 
   // Lets the sums of one unit ask for its share of what the block's next band reads.
@@ -266,8 +324,8 @@ class WgradTask {
     const int64_t c = s.in_begin(unit_begin_), k = unit_begin_ * s.out_unit;
     ahead_[0] = walk_rows(x_, n, c, min64(s.in_channels, s.in_begin(unit_end_)) - c, x_begin(p0),
                           x_end(p0 + rows - 1));
-    ahead_[1] = walk_rows(dy_, n, k, min64(s.out_channels, unit_end_ * s.out_unit) - k, p0,
-                          p0 + rows);
+    ahead_[1] =
+        walk_rows(dy_, n, k, min64(s.out_channels, unit_end_ * s.out_unit) - k, p0, p0 + rows);
     const int64_t calls = s.slabs_per_unit * 3 * ceil_div(s.in_per_group, Vec::kWgradChannels) *
                           ceil_div(rows, run_rows());
     for (int i = 0; i < 2; ++i) {
@@ -280,8 +338,8 @@ class WgradTask {
 
   void load_dy(int64_t n, int64_t slab, int64_t p0, int64_t rows) {
     const StripRows strip{dy_strip_, plan_.p.P, plan_.dy_row, 0, -p0 * plan_.dy_row};
-    load_rows<WordLoader<1, E>>(dy_, n, plan_.s.out_begin(slab), plan_.s.lanes(slab), p0, p0 + rows,
-                                0, plan_.p.Q, strip);
+    PixelLoader<kPixels, E>::dy(dy_, n, plan_.s.out_begin(slab), plan_.s.lanes(slab), p0, p0 + rows,
+                                strip);
     for (int64_t i = 0; i < rows; ++i) dy_rows_[i] = dy_strip_ + i * plan_.dy_row;
   }
 
@@ -293,7 +351,7 @@ class WgradTask {
       x_rows_[i] = h >= 0 && h < p.H ? x_strip + h % plan_.window() * plan_.x_row : nullptr;
     }
     const int64_t run = run_rows();
-    WgradBlock b{x_rows_, dy_rows_, run, p.W, p.Q, p.pad_w, group_base_, nullptr};
+    WgradBlock b{x_rows_, dy_rows_, run, p.W, p.Q, p.pad_w, plan_.x_first, group_base_, nullptr};
     int64_t c = 0;
     while (c < plan_.s.in_per_group) {
       const int64_t left = plan_.s.in_per_group - c;
@@ -309,7 +367,8 @@ class WgradTask {
       }
       c += channels;
       // A chunk holds kLanes channels of every column.
-      const int64_t next = c % Vec::kLanes == 0 ? (p.W - 1) * Vec::kLanes + channels : channels;
+      const int64_t next =
+          c % Vec::kLanes == 0 ? (plan_.x_words - 1) * Vec::kLanes + channels : channels;
       for (int i = 0; i < channels; ++i) b.lane_channel = Vec::next(b.lane_channel);
       for (int64_t i = 0; i < rows; ++i) {
         if (!permute && x_rows_[i] != nullptr) x_rows_[i] += next;

@@ -10,13 +10,15 @@ extern const IsaKernels kAvx512Kernels;
 
 namespace {
 
-// Dot products serve fprop and dgrad in bfloat16. wgrad sums over pixels, whose pairs are not
-// adjacent, and float32 and float16 have no such instruction: they run as plain AVX-512.
+// float32 and float16 have no such instruction: they run as plain AVX-512.
 void direct(const PassArgs& args) {
-  if (args.dtype == DType::kBFloat16 && args.pass != Pass::kWgrad) {
-    isa_avx512bf16::direct_conv<isa_avx512bf16::ElementBF16>(args);
-  } else {
+  using isa_avx512bf16::ElementBF16;
+  if (args.dtype != DType::kBFloat16) {
     kAvx512Kernels.direct(args);
+  } else if (args.pass == Pass::kWgrad) {
+    isa_avx512bf16::direct_wgrad<ElementBF16>(args);
+  } else {
+    isa_avx512bf16::direct_conv<ElementBF16>(args);
   }
 }
 

@@ -1,7 +1,7 @@
 // How channels map to vector lanes, and how rows of a tensor become strips, from which the register
 // tiles read, and back. A strip row holds the channels of one unit in chunks of kLanes channels:
-// [chunk][column][kPitch] 32-bit words. A word is a float32 here; pairs.h has the strips whose words
-// are two bfloat16.
+// [chunk][column][kPitch] 32-bit words. A word is a float32 here; pairs.h has the strips whose
+// words are two bfloat16.
 #pragma once
 
 #include <cstdint>
@@ -41,6 +41,16 @@ constexpr int kPitch = Vec::kLanes / Vec::kChannelsPerWord;
 
 constexpr int64_t words(int64_t channels) {
   return (channels + Vec::kChannelsPerWord - 1) / Vec::kChannelsPerWord;
+}
+
+// Lane -> first word of its group in a pixel of kLanes channels.
+template <class V = Vec>
+inline typename V::Index word_base(int channels_per_group) {
+  if constexpr (V::kChannelsPerWord == 2) {
+    return V::halve(V::group_base(channels_per_group));
+  } else {
+    return V::group_base(channels_per_group);
+  }
 }
 
 inline Slabs make_slabs(int64_t groups, int64_t in_per_group, int64_t out_per_group) {

@@ -147,7 +147,8 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
       store([&](int64_t at, Vec::Reg v) { Vec::stream(static_cast<float*>(a.out) + at, v); });
       break;
     case Store::kBFloat16:
-      store([&](int64_t at, Vec::Reg v) { Vec::store_bf16(static_cast<uint16_t*>(a.out) + at, v); });
+      store(
+          [&](int64_t at, Vec::Reg v) { Vec::store_bf16(static_cast<uint16_t*>(a.out) + at, v); });
       break;
     case Store::kFloat16:
       store([&](int64_t at, Vec::Reg v) { Vec::store_f16(static_cast<uint16_t*>(a.out) + at, v); });

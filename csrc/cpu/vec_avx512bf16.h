@@ -13,9 +13,10 @@ struct Vec : Avx512 {
   static Reg fma(Reg a, Reg b, Reg c) {
     return _mm512_dpbf16_ps(c, (__m512bh)_mm512_castps_si512(a), (__m512bh)_mm512_castps_si512(b));
   }
-  // Lane -> first word of its group in a pixel of kLanes channels.
-  static Index group_base(int channels_per_group) {
-    return _mm512_srli_epi32(Avx512::group_base(channels_per_group), 1);
+  static Index halve(Index i) { return _mm512_srli_epi32(i, 1); }
+  // Only these bits of every lane.
+  static Reg mask(Reg v, uint32_t bits) {
+    return _mm512_and_ps(v, _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(bits))));
   }
 
   // 2 * kLanes bfloat16 at p, the first n of them, as words; the rest is zero.
@@ -36,10 +37,21 @@ struct Vec : Avx512 {
   }
   // Words (a[i], b[i]) for the first n of kLanes; b may be null, which stands for zeros.
   static Reg zip_words(const uint16_t* a, const uint16_t* b, int n) {
-    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), a));
-    if (b == nullptr) return _mm512_castsi512_ps(low);
-    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), b));
+    return zip_words(a, 0, n, b, 0, b == nullptr ? 0 : n);
+  }
+  // Words (a[i], b[i]) with zeros for a[i] outside [a_begin, a_end) and for b likewise; nothing
+  // there is read.
+  static Reg zip_words(const uint16_t* a, int a_begin, int a_end, const uint16_t* b, int b_begin,
+                       int b_end) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(range(a_begin, a_end), a));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(range(b_begin, b_end), b));
     return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+
+ private:
+  static __mmask16 range(int begin, int end) {
+    if (end <= begin) return 0;
+    return static_cast<__mmask16>((1u << end) - (1u << begin));
   }
 };
 
