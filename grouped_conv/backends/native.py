@@ -68,22 +68,7 @@ def prefers(query: Query) -> str | None:
             f"{query.c_per_group} channels in and {query.k_per_group} out per group: the direct "
             f"kernels are tuned for {', '.join(map(str, _TUNED_CHANNELS))}, in and out alike"
         )
-    if _slower_than_onednn(query):
-        return f"oneDNN was measured to be faster at {query.c_per_group} channels per group"
     return None
-
-
-def _slower_than_onednn(query: Query) -> bool:
-    """Where the AVX-512 kernels lost to oneDNN on ResNeXt's layers (docs/performance-notes.md)."""
-    if not _ISA.startswith("avx512") or query.dtype not in (torch.float32, torch.bfloat16):
-        return False
-    if query.pass_name != "wgrad":
-        return query.c_per_group == 32 and query.stride == (1, 1) and not query.channels_last
-    if query.dtype == torch.bfloat16:
-        return query.c_per_group == 32
-    if not query.channels_last:
-        return False
-    return query.c_per_group == 32 or (query.c_per_group == 16 and query.stride == (1, 1))
 
 
 def kernel(query: Query) -> str:
