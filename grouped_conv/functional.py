@@ -95,6 +95,10 @@ def _is_int(value: Any) -> bool:
 
 def _pair(value: Any) -> tuple[int, int] | None:
     """An int, or a sequence of one or two, as ATen expands it; None for anything else."""
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+        return value
+    if type(value) is int:
+        return (value, value)
     values = (value,) if _is_int(value) else value
     if not isinstance(values, (tuple, list)) or len(values) not in (1, 2):
         return None

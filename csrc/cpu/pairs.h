@@ -20,16 +20,30 @@ struct WordLoader<2, ElementBF16> {
       Vec::store_partial(dst, Vec::load_words(src, channels), kPitch);
     }
   }
-  static Vec::Reg columns(const uint16_t* src, int64_t plane, int64_t channels, int i, int n) {
-    const int64_t c = 2 * i;
-    if (c >= channels || n == 0) return Vec::zero();
-    const uint16_t* low = src + c * plane;
-    return Vec::zip_words(low, c + 1 < channels ? low + plane : nullptr, n);
+  // kPitch vectors of the first kLanes columns, and as many of the next.
+  static void block(Vec::Reg (&words)[Vec::kLanes], const uint16_t* src, int64_t plane,
+                    int64_t channels, int64_t n) {
+    constexpr int L = Vec::kLanes;
+    for (int i = 0; i < kPitch; ++i, src += 2 * plane) {
+      const int64_t left = channels - 2 * i;
+      if (left >= 2 && n >= 2 * L) {
+        Vec::zip_words(src, src + plane, words[i], words[kPitch + i]);
+        continue;
+      }
+      const uint16_t* high = left >= 2 ? src + plane : nullptr;
+      for (int part = 0; part < 2; ++part) {
+        const int count = static_cast<int>(min64(L, n - part * L));
+        words[part * kPitch + i] =
+            left < 1 || count < 1
+                ? Vec::zero()
+                : Vec::zip_words(src + part * L, high == nullptr ? high : high + part * L, count);
+      }
+    }
   }
   // A vector holds the words of two pixels.
   static void store(float* dst, Vec::Reg v, int part) {
     if (part == 0) {
-      Vec::store_partial(dst, v, kPitch);
+      Vec::store_low(dst, v);
     } else {
       Vec::store_high(dst, v);
     }

@@ -120,9 +120,14 @@ struct WordLoader {
   static void pixel(const T* src, int channels, float* dst) {
     Vec::store(dst, load_first<E>(src, channels));
   }
-  // Word i of the `channels` channels, `plane` elements apart, of n neighbouring columns.
-  static Vec::Reg columns(const T* src, int64_t plane, int64_t channels, int i, int n) {
-    return i < channels ? load_first<E>(src + i * plane, n) : Vec::zero();
+  // The words of `channels` channels, `plane` elements apart, one per vector, of n neighbouring
+  // columns; zeros beyond either.
+  static void block(Vec::Reg (&words)[Vec::kLanes], const T* src, int64_t plane, int64_t channels,
+                    int64_t n) {
+    const int count = static_cast<int>(min64(Vec::kLanes, n));
+    for (int i = 0; i < Vec::kLanes; ++i) {
+      words[i] = i < channels ? load_first<E>(src + i * plane, count) : Vec::zero();
+    }
   }
   // The words of one pixel.
   static void store(float* dst, Vec::Reg v, int /*part*/) { Vec::store(dst, v); }
@@ -163,11 +168,7 @@ inline void load_rows(const Activation<E>& t, int64_t n, int64_t c0, int64_t cha
       // A transposed vector holds as many pixels of a chunk as fit.
       for (int64_t j0 = 0; j0 < span; j0 += kPixelsPerVector * L) {
         Vec::Reg block[L];
-        for (int i = 0; i < L; ++i) {
-          const int64_t j = j0 + i / kPitch * L;
-          const int count = static_cast<int>(max64(0, min64(L, span - j)));
-          block[i] = Words::columns(src + j, plane, channels - c, i % kPitch, count);
-        }
+        Words::block(block, src + j0, plane, channels - c, span - j0);
         Vec::transpose(block);
         for (int part = 0; part < kPixelsPerVector; ++part) {
           const int64_t count = min64(L, span - j0 - part * L);

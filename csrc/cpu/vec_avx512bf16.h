@@ -24,7 +24,8 @@ struct Vec : Avx512 {
     const __mmask32 mask = n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1u;
     return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, p));
   }
-  // The upper half of the lanes.
+  // The lower and the upper half of the lanes.
+  static void store_low(float* p, Reg v) { _mm256_storeu_ps(p, _mm512_castps512_ps256(v)); }
   static void store_high(float* p, Reg v) {
     _mm256_storeu_ps(p, _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
   }
@@ -34,6 +35,12 @@ struct Vec : Avx512 {
   }
   static void store_bf16_partial(uint16_t* p, Reg v, int n) {
     _mm256_mask_storeu_epi16(p, first(n), (__m256i)_mm512_cvtneps_pbh(v));
+  }
+  // Words (a[i], b[i]) for 2 * kLanes.
+  static void zip_words(const uint16_t* a, const uint16_t* b, Reg& first, Reg& second) {
+    const __m512i low = _mm512_loadu_si512(a), high = _mm512_loadu_si512(b);
+    first = _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, interleave(0), high));
+    second = _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, interleave(kLanes), high));
   }
   // Words (a[i], b[i]) for the first n of kLanes; b may be null, which stands for zeros.
   static Reg zip_words(const uint16_t* a, const uint16_t* b, int n) {
@@ -49,6 +56,13 @@ struct Vec : Avx512 {
   }
 
  private:
+  // Element `from` of the first operand, of the second, the next of the first and so on.
+  static __m512i interleave(int from) {
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i index = _mm512_add_epi32(lanes, _mm512_set1_epi32(from));
+    return _mm512_or_si512(index,
+                           _mm512_slli_epi32(_mm512_add_epi32(index, _mm512_set1_epi32(32)), 16));
+  }
   static __mmask16 range(int begin, int end) {
     if (end <= begin) return 0;
     return static_cast<__mmask16>((1u << end) - (1u << begin));
