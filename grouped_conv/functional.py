@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,8 +63,7 @@ class Decision:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class _Request:
+class _Request(NamedTuple):
     """A call that our ops can express: 4-D tensors of one dtype and integer attributes."""
 
     input: Tensor
@@ -75,18 +74,11 @@ class _Request:
     dilation: tuple[int, int]
     groups: int
     batched: bool
+    problem: ConvProblem
 
     def query(self, pass_name: Pass) -> Query:
-        problem = ConvProblem.from_sizes(
-            self.input.shape,
-            self.weight.shape,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-        )
-        channels_last = suggests_channels_last(self.input)
-        return Query.of(pass_name, problem, self.input.dtype, self.input.device, channels_last)
+        x = self.input
+        return Query.of(pass_name, self.problem, x.dtype, x.device, suggests_channels_last(x))
 
 
 def _is_int(value: Any) -> bool:
@@ -196,7 +188,7 @@ def _parse(
         x = x.contiguous(memory_format=torch.channels_last)
         if not suggests_channels_last(x):  # dense, but with odd strides where an extent is 1
             x = x.clone(memory_format=torch.channels_last)
-    return _Request(x, w, b, stride, resolved, dilation, groups, batched)
+    return _Request(x, w, b, stride, resolved, dilation, groups, batched, problem)
 
 
 def grouped_conv2d(
