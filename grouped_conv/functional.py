@@ -202,10 +202,10 @@ def grouped_conv2d(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Grouped 2-D convolution: :func:`torch.nn.functional.conv2d`, computed by the fastest kernel.
+    """Grouped 2-D convolution: :func:`torch.nn.functional.conv2d`, with kernels of its own.
 
     Whatever ``F.conv2d`` accepts is accepted, with its result, memory format, gradients and errors.
-    What no kernel of ours computes faster goes to ATen; :func:`explain` tells who takes a call.
+    What the kernels are not tuned for goes to ATen; :func:`explain` tells who takes a call.
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, any layout; NCHW and channels_last are native.

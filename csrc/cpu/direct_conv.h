@@ -5,9 +5,8 @@
 // its band: each input row is brought once into a strip in a small ring that stays in cache, zero
 // padding included, and the register tiles (tile.h) sweep the rows. NHWC tiles store straight into
 // the output, NCHW ones pass through a strip of output rows. Between the tiles the inputs and
-// outputs of the next step are prefetched. Weights are packed once per
-// call. Each output is summed in one place in one order: results do not depend
-// on the split.
+// outputs of the next step are prefetched. Weights are packed once per call. Each output is summed
+// in one place in one order: results do not depend on the split.
 #pragma once
 
 #include <cstdint>

@@ -17,7 +17,7 @@ ISAS = ("avx512bf16", "avx512", "avx2", "portable")
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _DIRECT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Channels per group for which the direct CPU kernels were measured to beat oneDNN.
+# Channels per group for which the direct CPU kernels beat oneDNN on most of ResNeXt's layers.
 _TUNED_CHANNELS = (4, 8, 16, 32)
 
 if (_cap := os.environ.get(ISA_VARIABLE)) is not None and _cap not in ISAS:
