@@ -254,14 +254,14 @@ class ConvTask {
         walk_rows(in_, to.n, in_begin, min64(c.in_channels, s.in_begin(to.unit_end)) - in_begin,
                   max64(0, in_end - fresh), min64(c.in_h, in_end));
     inputs_.take_share(unit - at.unit_begin, at.unit_end - at.unit_begin);
-    inputs_quota_ = ceil_div(inputs_.total(), tiles_per_step_);
+    inputs_quota_ = ceil_div(inputs_.outer, tiles_per_step_);
     if (!plan_.direct_store || plan_.store == Store::kStream) return;
     const int64_t out_begin = to.unit_begin * s.out_unit;
     outputs_ = walk_rows(out_, to.n, out_begin,
                          min64(c.out_channels, to.unit_end * s.out_unit) - out_begin,
                          row * c.out_step, min64(c.out_h, (row + Vec::kTileRows) * c.out_step));
     outputs_.take_share(unit - at.unit_begin, at.unit_end - at.unit_begin);
-    outputs_quota_ = ceil_div(outputs_.total(), tiles_per_step_);
+    outputs_quota_ = ceil_div(outputs_.outer, tiles_per_step_);
   }
 
   void load_bias(int64_t slab, float* dst) const {
@@ -290,7 +290,6 @@ class ConvTask {
       t.words = static_cast<int>(words(c.in_per_group));
       t.group_base = group_base_;
       t.bias = bias;
-      t.prefetch = &prefetch_;
       const int64_t in_rows = (rows - 1) * c.stride + row.taps;
       const float* in_row[kMaxInputRows];
       for (int64_t i = 0; i < in_rows; ++i) {
@@ -300,7 +299,7 @@ class ConvTask {
       const int64_t out_row = first * c.out_step + row.out_offset;
       if (!plan_.direct_store) {
         outputs_ = walk_rows(out_, n, k0, lanes, out_row, out_row + (rows - 1) * c.out_step + 1);
-        outputs_quota_ = ceil_div(outputs_.total(), tiles_per_row_);
+        outputs_quota_ = ceil_div(outputs_.outer, tiles_per_row_);
       }
       for (int cp = 0; cp < c.axis_phases; ++cp) {
         const PhaseAxis& col = c.cols[cp];
@@ -309,9 +308,8 @@ class ConvTask {
         for (int64_t q = col.begin; q < col.end; q += plan_.px) {
           const int64_t in_col = q * c.stride + col.in_offset - plan_.col_origin;
           for (int64_t i = 0; i < in_rows; ++i) t.rows[i] = in_row[i] + in_col * kPitch;
-          prefetch_.clear();
-          prefetch_.take(inputs_, inputs_quota_);
-          prefetch_.take(outputs_, outputs_quota_);
+          t.inputs = inputs_.take(inputs_quota_, t.words);
+          t.outputs = outputs_.take(outputs_quota_, t.words);
           const int64_t out_col = q * c.out_step + col.out_offset;
           const int64_t px = min64(plan_.px, col.end - q);
           if (in_place) {
@@ -363,7 +361,6 @@ class ConvTask {
   TileFunction tiles_[2][2][Vec::kTileRows];
   int64_t tiles_per_row_ = 0, tiles_per_step_ = 0;
   PrefetchWalk inputs_, outputs_;
-  PrefetchList prefetch_;
   int64_t inputs_quota_ = 0, outputs_quota_ = 0;
 };
 

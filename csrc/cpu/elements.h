@@ -43,8 +43,12 @@ inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Into the second level: the first is full of strips. A line that no other core has arrives ready
-// to be written, so outputs need no other kind. The address may be any.
-inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+// to be written, so outputs need no other kind. The address may be any. The empty statement keeps
+// the compiler from removing loops that do nothing but prefetch.
+inline void prefetch(const void* p) {
+  __builtin_prefetch(p, 0, 2);
+  asm volatile("" : : "r"(p));
+}
 
 constexpr int64_t kCacheLine = 64;
 

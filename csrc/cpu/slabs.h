@@ -179,6 +179,23 @@ inline void load_rows(const Activation<E>& t, int64_t n, int64_t c0, int64_t cha
   }
 }
 
+// What one tile asks for while it computes: a burst between the tiles would wait for itself, for a
+// core follows only so many misses at a time. It costs two instructions per line: lists of lines
+// cost as much as the multiply-adds that they are to hide behind.
+struct Ahead {
+  const char* at = nullptr;
+  int64_t pieces = 0, step = 0;  // pieces of `lines` cache lines, step bytes apart
+  int64_t lines = 0;
+  int64_t per_word = 0;  // pieces to ask for while one input word is summed
+
+  inline __attribute__((always_inline)) void ask() {
+    for (int64_t i = min64(per_word, pieces); i > 0; --i, --pieces, at += step) {
+      const char* const end = at + lines * kCacheLine;
+      for (const char* line = at; line != end; line += kCacheLine) prefetch(line);
+    }
+  }
+};
+
 // Memory that will be wanted soon: `outer` pieces, `step` bytes apart, of `lines` cache lines each.
 struct PrefetchWalk {
   const char* at = nullptr;
@@ -193,6 +210,13 @@ struct PrefetchWalk {
   }
   void fetch(int64_t count) {
     for (count = min64(count, total()); count > 0; --count) prefetch(next());
+  }
+  // The next pieces of a walk of which no line was fetched, for a tile of some words.
+  Ahead take(int64_t pieces, int64_t words) {
+    pieces = min64(pieces, outer);
+    const Ahead ahead{at, pieces, step, lines, ceil_div(pieces, words)};
+    at += pieces * step, outer -= pieces;
+    return ahead;
   }
   // Keeps the i-th of n parts.
   void take_share(int64_t i, int64_t n) {
@@ -214,31 +238,6 @@ inline PrefetchWalk walk_rows(const Activation<E>& t, int64_t n, int64_t c0, int
   // A run of pixels that does not start on a line may end on one more.
   return {at, channels, t.h * t.w * kSize, lines(pixels * kSize) + 1, 0};
 }
-
-// The lines that one tile asks for while it computes: a burst between the tiles would wait for
-// itself, for a core follows only so many misses at a time.
-class PrefetchList {
- public:
-  // Takes up to `count` lines of a walk; what does not fit is asked for at once.
-  void take(PrefetchWalk& walk, int64_t count) {
-    for (count = min64(count, walk.total()); count > 0; --count) {
-      const char* line = walk.next();
-      if (size_ < kCapacity) {
-        lines_[size_++] = line;
-      } else {
-        prefetch(line);
-      }
-    }
-  }
-  void clear() { size_ = 0; }
-  const char* const* begin() const { return lines_; }
-  const char* const* end() const { return lines_ + size_; }
-
- private:
-  static constexpr int kCapacity = 128;
-  const char* lines_[kCapacity];
-  int size_ = 0;
-};
 
 // Rows h, h + step, ... of `channels` channels from float32 strips of kLanes channels.
 template <class E>

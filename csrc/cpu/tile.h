@@ -53,7 +53,7 @@ struct TileArgs {
   void* out;
   int64_t out_row, out_px;  // elements between output rows and between output pixels
   Store store;
-  const PrefetchList* prefetch;
+  Ahead inputs, outputs;  // wanted by later tiles
 };
 
 using TileFunction = void (*)(const TileArgs&);
@@ -78,9 +78,7 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
   const float* w = a.weights;
   Vec::Index lane_word = a.group_base;
   Vec::Reg runs[kRows][kPx];
-  const char* const* line = a.prefetch->begin();
-  const char* const* const last_line = a.prefetch->end();
-  const int64_t lines_per_word = ceil_div(last_line - line, a.words);
+  Ahead inputs = a.inputs, outputs = a.outputs;
   for (int c = 0; c < a.words; ++c) {
     if (c != 0 && c % Vec::kRunWords == 0) {
       const bool first = c == Vec::kRunWords;
@@ -94,9 +92,8 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
     // In permute mode the rows are the same for every channel: without this the compiler keeps them
     // all across the loop, on the stack.
     asm volatile("" ::: "memory");
-    for (const char* const* end = line + min64(lines_per_word, last_line - line); line < end;) {
-      prefetch(*line++);
-    }
+    inputs.ask();
+    outputs.ask();
     Vec::Reg taps[kTR][kTS];
     unroll<kTR>([&](auto r) {
       unroll<kTS>([&](auto s) { taps[r][s] = Vec::load(w + (r * kTS + s) * L); });
