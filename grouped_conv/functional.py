@@ -18,6 +18,7 @@ from grouped_conv.problem import PASSES, ConvProblem, Pass
 from grouped_conv.routing import (
     PassDecision,
     available_backends,
+    call,
     current_backend,
     decide,
     decide_query,
@@ -241,6 +242,12 @@ def grouped_conv2d(
             backend=backend,
         )
         return result
+    key = None
+    if type(input) is Tensor and type(weight) in _PLAIN and (bias is None or type(bias) in _PLAIN):
+        key = _key(input, weight, bias, stride, padding, dilation, groups, backend)
+        known = None if key is None else _known.get(key)
+        if known is not None:
+            return call(torch.ops.grouped_conv.fprop.default, input, weight, bias, *known)
     request = _parse(input, weight, bias, stride, padding, dilation, groups)
     if isinstance(request, str):
         return _by_aten(request, backend, (input, weight, bias, stride, padding, dilation, groups))
@@ -250,10 +257,54 @@ def grouped_conv2d(
     empty = not torch.compiler.is_compiling() and r.input.shape[0] == 0
     if decision.backend == "aten" or empty:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    y: Tensor = torch.ops.grouped_conv.fprop(
-        r.input, r.weight, r.bias, r.stride, r.padding, r.dilation, r.groups
-    )
+    attributes = (r.stride, r.padding, r.dilation, r.groups)
+    if key is not None and r.input is input and len(_known) < _KNOWN_LIMIT:
+        _known[key] = attributes
+    y = call(torch.ops.grouped_conv.fprop.default, r.input, r.weight, r.bias, *attributes)
     return y if r.batched else y.squeeze(0)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+# Calls whose attributes are resolved and which native takes: parsing one again would cost as much
+# as dispatching it. By everything that parsing and the choice depend on.
+_known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+_KNOWN_LIMIT = 4096
+
+
+def _is_plain(attribute: Any) -> bool:
+    """An int, a string or a tuple of ints: what equals it has the same meaning."""
+    kind = type(attribute)
+    return (
+        kind is int
+        or kind is str
+        or (kind is tuple and all(type(element) is int for element in attribute))
+    )
+
+
+def _key(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    backend: str | None,
+) -> tuple[Any, ...] | None:
+    """What identifies a plain call; None for one that must be parsed each time."""
+    if torch.compiler.is_compiling() or _transform_reason() is not None:
+        return None
+    if x.layout is not torch.strided or w.layout is not torch.strided:
+        return None
+    if x.is_nested or w.is_nested or autocast_dtype(x.device.type) is not None:
+        return None
+    if type(groups) is not int or not all(map(_is_plain, (stride, padding, dilation))):
+        return None
+    activation = (x.shape, x.stride(), x.dtype, x.device)
+    weight = (w.shape, w.stride(), w.dtype, w.device)
+    bias = None if b is None else (b.shape, b.dtype, b.device, b.layout)
+    name = current_backend() if backend is None else backend
+    return (activation, weight, bias, stride, padding, dilation, groups, name)
 
 
 def _by_aten(reason: str, backend: str | None, args: tuple[Any, ...]) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from grouped_conv import _libraries
 from grouped_conv.backends import ORDER, Query
@@ -168,6 +170,19 @@ def memory_format(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
+def call(op: Callable[..., Tensor], *args: Any) -> Tensor:
+    """One of our ops, past its autograd rule if no one records: that takes as long as the rest."""
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    ):
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
 def fprop(
     x: Tensor,
     w: Tensor,
@@ -179,11 +194,11 @@ def fprop(
     backend: str | None = None,
 ) -> Tensor:
     """y ``[N, K, P, Q]`` from x ``[N, C, H, W]`` and w ``[K, C/G, R, S]``, in the layout of x."""
-    p = _problem(x.shape, w.shape, stride, padding, dilation, groups)
-    query = Query.of("fprop", p, x.dtype, x.device, suggests_channels_last(x))
+    query = _query(
+        "fprop", x, suggests_channels_last(x), w.shape, stride, padding, dilation, groups
+    )
     if decide_query(query, backend).backend == "native":
-        y: Tensor = _OPS.fprop(x, w, bias, stride, padding, dilation, groups)
-        return y
+        return call(_OPS.fprop.default, x, w, bias, stride, padding, dilation, groups)
     return torch.conv2d(x, w, bias, stride, padding, dilation, groups)
 
 
@@ -199,11 +214,11 @@ def dgrad(
     backend: str | None = None,
 ) -> Tensor:
     """dx ``[N, C, H, W]`` from dy ``[N, K, P, Q]`` and w, in the memory format asked for."""
-    p = _problem(input_size, w.shape, stride, padding, dilation, groups)
-    query = Query.of("dgrad", p, dy.dtype, dy.device, channels_last)
+    query = _query("dgrad", dy, channels_last, w.shape, stride, padding, dilation, groups)
     if decide_query(query, backend).backend == "native":
-        dx: Tensor = _OPS.dgrad(dy, w, input_size, stride, padding, dilation, groups, channels_last)
-        return dx
+        return call(
+            _OPS.dgrad.default, dy, w, input_size, stride, padding, dilation, groups, channels_last
+        )
     fmt = memory_format(channels_last)
     # Only the shape and the memory format of x matter to this pass.
     x = torch.empty(tuple(input_size), dtype=dy.dtype, device=dy.device, memory_format=fmt)
@@ -226,13 +241,12 @@ def wgrad(
     backend: str | None = None,
 ) -> Tensor:
     """dw ``[K, C/G, R, S]`` from dy and x, in the memory format asked for."""
-    p = _problem(x.shape, weight_size, stride, padding, dilation, groups)
-    query = Query.of("wgrad", p, x.dtype, x.device, suggests_channels_last(x))
+    layout = suggests_channels_last(x)
+    query = _query("wgrad", x, layout, weight_size, stride, padding, dilation, groups)
     if decide_query(query, backend).backend == "native":
-        dw: Tensor = _OPS.wgrad(
-            dy, x, weight_size, stride, padding, dilation, groups, channels_last
+        return call(
+            _OPS.wgrad.default, dy, x, weight_size, stride, padding, dilation, groups, channels_last
         )
-        return dw
     fmt = memory_format(channels_last)
     w = torch.empty(tuple(weight_size), dtype=x.dtype, device=x.device)
     grads = torch.ops.aten.convolution_backward(
@@ -242,14 +256,28 @@ def wgrad(
     return grad.contiguous(memory_format=fmt)
 
 
-def _problem(
-    input_size: Sequence[int],
+def _query(
+    pass_name: Pass,
+    read: Tensor,
+    channels_last: bool,
     weight_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-) -> ConvProblem:
-    n, c, h, w = input_size
-    k, _, r, s = weight_size
-    return ConvProblem(n, c, h, w, k, r, s, groups, *padding, *stride, *dilation)
+) -> Query:
+    """``Query.of`` without a problem: a call of a few hundred microseconds feels its cost."""
+    k, c_per_group, r, s = weight_size
+    return Query(
+        pass_name,
+        read.dtype,
+        read.device.type,
+        channels_last,
+        groups,
+        c_per_group,
+        k // groups,
+        (r, s),
+        tuple(stride),  # type: ignore[arg-type]
+        tuple(padding),  # type: ignore[arg-type]
+        tuple(dilation),  # type: ignore[arg-type]
+    )

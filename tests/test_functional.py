@@ -358,3 +358,34 @@ def test_tensor_subclass_survives():
     x, w = torch.randn(1, 32, 8, 8).as_subclass(Tagged), torch.randn(32, 4, 3, 3)
     y = grouped_conv2d(x, w, groups=8)
     assert type(y) is type(F.conv2d(x, w, groups=8))
+
+
+@pytest.mark.parametrize("attribute", ["stride", "padding", "dilation", "groups"])
+@pytest.mark.parametrize("value", [1.0, True, (1.0, 1), [1.0, 1]])
+def test_a_known_call_does_not_vouch_for_one_that_compares_equal(attribute: str, value):
+    x, w = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 3, 3)
+    attributes = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1}
+    for _ in range(2):
+        grouped_conv2d(x, w, None, **attributes, backend="native")
+    attributes[attribute] = value
+
+    def outcome(f):
+        try:
+            return f(x, w, None, **attributes).shape
+        except Exception as error:
+            return type(error)
+
+    assert outcome(grouped_conv2d) == outcome(F.conv2d)
+
+
+def test_a_known_call_follows_the_choice_of_backend():
+    x, w = torch.randn(1, 8, 5, 5, dtype=torch.float64), torch.randn(8, 4, 3, 3).double()
+    y = grouped_conv2d(x, w, None, 1, 1, 1, 2, backend="native")
+    assert torch.equal(y, grouped_conv2d(x, w, None, 1, 1, 1, 2, backend="native"))
+    with pytest.raises(RuntimeError, match="triton"):
+        grouped_conv2d(x, w, None, 1, 1, 1, 2, backend="triton")
+    with use_backend("triton"), pytest.raises(RuntimeError, match="triton"):
+        grouped_conv2d(x, w, None, 1, 1, 1, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = grouped_conv2d(x.float(), w.float(), None, 1, 1, 1, 2, backend="native")
+    assert half.dtype == torch.bfloat16
