@@ -36,7 +36,8 @@ struct Correlation {
   // w[out lane channel][in channel]: element strides of the two, in units of one 3x3 kernel, and of
   // the group that both belong to.
   int64_t w_out_stride, w_in_stride, w_group_stride;
-  bool weights_in_order;  // an output channel's weights are read in the order in which they lie
+  bool fprop;            // an output channel's weights lie together
+  bool w_channels_last;  // [K, R, S, C/G]: the strides above do not apply
 };
 
 inline PhaseAxis fprop_axis(int64_t out_extent, int64_t pad) {
@@ -56,16 +57,19 @@ inline PhaseAxis dgrad_phase(int parity, int64_t extent, int64_t pad) {
   return {1, {1, 0, 0}, 0, offset, begin, max64(begin, end)};
 }
 
-inline Correlation make_correlation(Pass pass, const ConvProblem& p) {
+inline Correlation make_correlation(const PassArgs& args) {
+  const ConvProblem& p = args.problem;
   Correlation c{};
   c.N = p.N;
   c.groups = p.G;
   const int64_t c_per_group = p.C / p.G, k_per_group = p.K / p.G;
   c.w_group_stride = k_per_group * c_per_group;
-  if (pass == Pass::kFprop) {
+  c.fprop = args.pass == Pass::kFprop;
+  c.w_channels_last = args.w_layout == Layout::kNHWC;
+  if (c.fprop) {
     c.in_channels = p.C, c.in_h = p.H, c.in_w = p.W, c.in_per_group = c_per_group;
     c.out_channels = p.K, c.out_h = p.P, c.out_w = p.Q, c.out_per_group = k_per_group;
-    c.w_out_stride = c_per_group, c.w_in_stride = 1, c.weights_in_order = true;
+    c.w_out_stride = c_per_group, c.w_in_stride = 1;
     c.stride = static_cast<int>(p.stride_h), c.out_step = 1, c.axis_phases = 1;
     c.rows[0] = fprop_axis(p.P, p.pad_h);
     c.cols[0] = fprop_axis(p.Q, p.pad_w);

@@ -80,7 +80,7 @@ inline void plan_split(ConvPlan& plan, int64_t threads) {
 
 inline ConvPlan make_conv_plan(const PassArgs& args) {
   ConvPlan plan{};
-  plan.c = make_correlation(args.pass, args.problem);
+  plan.c = make_correlation(args);
   const Correlation& c = plan.c;
   plan.s = make_slabs(c.groups, c.in_per_group, c.out_per_group);
 

@@ -22,7 +22,8 @@ struct Parallel {
 };
 
 // One pass over dense tensors. `pass` says which of x, w and y is written; the other two are read.
-// x and y are dense in `layout`; w is dense [K, C/G, R, S]. bias (fprop only) may be null.
+// x and y are dense in `layout`; w is dense [K, C/G, R, S] (w_layout kNCHW) or, for the direct
+// kernels only, [K, R, S, C/G] (kNHWC). bias (fprop only) may be null.
 // The direct kernels accumulate in float32, the simple ones in float64.
 struct PassArgs {
   Pass pass;
@@ -34,6 +35,7 @@ struct PassArgs {
   void* y;
   const void* bias;
   Parallel parallel;
+  Layout w_layout = Layout::kNCHW;
 };
 
 using PassFunction = void (*)(const PassArgs&);

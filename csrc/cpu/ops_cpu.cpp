@@ -46,6 +46,19 @@ Tensor allocate(const Tensor& like, const int64_t (&sizes)[4], bool channels_las
                               std::nullopt, memory_format(channels_last));
 }
 
+// Whether a weight is dense [K, R, S, C/G] and not dense [K, C/G, R, S] at once.
+bool lies_channels_last(const Tensor& w) {
+  const auto size = w.sizes(), stride = w.strides();
+  return !w.is_contiguous() && stride[1] == 1 && stride[3] == size[1] &&
+         stride[2] == size[3] * size[1] && stride[0] == size[2] * size[3] * size[1];
+}
+
+// A weight as the kernel of a problem reads it: the direct ones take it in either order.
+Tensor readable_weight(const Tensor& w, const ConvProblem& p) {
+  const bool direct = direct_refusal(p, to_dtype(w.scalar_type())) == nullptr;
+  return direct && lies_channels_last(w) ? w : torch::stable::contiguous(w);
+}
+
 void run_parallel(int64_t count, void (*body)(int64_t, int64_t, void*), void* context) {
   TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, 1, body, context));
 }
@@ -66,7 +79,8 @@ void launch(Pass pass, const ConvProblem& p, ScalarType dtype, bool channels_las
                       w.data_ptr(),
                       y.data_ptr(),
                       bias,
-                      {run_parallel, threads}};
+                      {run_parallel, threads},
+                      lies_channels_last(w) ? Layout::kNHWC : Layout::kNCHW};
   if (direct_refusal(p, args.dtype) == nullptr) {
     isa_kernels().direct(args);
   } else {
@@ -80,7 +94,7 @@ Tensor fprop(const Tensor& input, const Tensor& weight, const std::optional<Tens
   to_dtype(input.scalar_type());
   const bool channels_last = suggests_channels_last(input);
   const Tensor x = dense(input, channels_last);
-  const Tensor w = torch::stable::contiguous(weight);
+  const Tensor w = readable_weight(weight, p);
   const std::optional<Tensor> b =
       bias.has_value() ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
   Tensor y = allocate(input, {p.N, p.K, p.P, p.Q}, channels_last);
@@ -95,7 +109,7 @@ Tensor dgrad(const Tensor& grad_output, const Tensor& weight, IntList input_size
       check_dgrad(grad_output, weight, input_size, {stride, padding, dilation, groups});
   to_dtype(grad_output.scalar_type());
   const Tensor dy = dense(grad_output, channels_last);
-  const Tensor w = torch::stable::contiguous(weight);
+  const Tensor w = readable_weight(weight, p);
   Tensor dx = allocate(grad_output, {p.N, p.C, p.H, p.W}, channels_last);
   launch(Pass::kDgrad, p, dy.scalar_type(), channels_last, dx, w, dy, nullptr);
   return dx;

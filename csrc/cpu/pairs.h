@@ -54,13 +54,41 @@ template <>
 struct WeightPacker<2, ElementBF16> {
   static void slab(const Correlation& c, const Slabs& s, const uint16_t* w, int64_t slab,
                    float* packed) {
+    if (!c.fprop && c.w_channels_last) {
+      pack_neighbours(c, s, w, slab, packed, [](const uint16_t* low, const uint16_t* high, int n) {
+        return Vec::zip_words(low, high, n);
+      });
+      return;
+    }
     const uint16_t* kernels[Vec::kLanes];
     const int lanes = lane_kernels(c, s, w, slab, kernels);
+    if (c.w_channels_last) {
+      pack_runs(c, s, w, slab, packed, [&](int l, int64_t i, int n) {
+        return channels_last_words(kernels[l], c.in_per_group, i, n);
+      });
+      return;
+    }
     const int64_t next = c.w_in_stride * kTaps;
+    NextKernels ahead(c, s, w, slab);
     pack_taps(c, lanes, packed, [&](int l, int64_t in, int t0, int taps) {
+      if (c.fprop) ahead.ask();
       const uint16_t* low = kernels[l] + 2 * in * next + t0;
       return Vec::zip_words(low, 2 * in + 1 < c.in_per_group ? low + next : nullptr, taps);
     });
+  }
+
+ private:
+  // n words from word i on of a kernel [3, 3, channels].
+  static Vec::Reg channels_last_words(const uint16_t* kernel, int64_t channels, int64_t i, int n) {
+    if (channels % 2 == 0) return Vec::load_words(kernel + 2 * i, 2 * n);
+    // The last word of each tap has one channel.
+    alignas(64) uint16_t pairs[2 * Vec::kLanes] = {};
+    for (int j = 0; j < n; ++j) {
+      const int64_t tap = (i + j) / words(channels), first = (i + j) % words(channels) * 2;
+      pairs[2 * j] = kernel[tap * channels + first];
+      if (first + 1 < channels) pairs[2 * j + 1] = kernel[tap * channels + first + 1];
+    }
+    return Vec::load_words(pairs, 2 * Vec::kLanes);
   }
 };
 

@@ -1,8 +1,9 @@
-// Weights between their [K, C/G, 3, 3] order and the order of the register tiles: for each slab of
-// output channels [phase][input word][tap of the phase][kLanes].
+// Weights between their [K, C/G, 3, 3] or [K, 3, 3, C/G] order and the order of the register tiles:
+// for each slab of output channels [phase][input word][tap of the phase][kLanes].
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "correlation.h"
 #include "slabs.h"
@@ -79,6 +80,81 @@ inline int lane_kernels(const Correlation& c, const Slabs& s, const T* w, int64_
   return lanes;
 }
 
+// The kernels of one slab of fprop lie side by side, and those of the next slab behind them: those
+// are prefetched in order, for the packing jumps from kernel to kernel.
+struct NextKernels {
+  const char *at, *end;
+
+  template <class T>
+  NextKernels(const Correlation& c, const Slabs& s, const T* w, int64_t slab) {
+    const int64_t behind = s.out_begin(slab) + s.lanes(slab);
+    const int64_t kernel = c.in_per_group * kTaps;
+    at = reinterpret_cast<const char*>(w + behind * kernel);
+    end = reinterpret_cast<const char*>(w + min64(s.out_channels, behind + Vec::kLanes) * kernel);
+  }
+  void ask() {
+    if (at < end) prefetch(at), at += kCacheLine;
+  }
+};
+
+// Packs the kernels of fprop of one slab, each a run of words: load(l, i, n) loads n words from
+// word i on of the kernel of lane l.
+template <class T, class Load>
+inline void pack_runs(const Correlation& c, const Slabs& s, const T* w, int64_t slab, float* packed,
+                      const Load& load) {
+  constexpr int L = Vec::kLanes;
+  const int lanes = s.lanes(slab);
+  NextKernels next(c, s, w, slab);
+  const TapPlaces places(c);
+  const int64_t per_tap = words(c.in_per_group);
+  int64_t tap = 0, in = 0;
+  for (int64_t i = 0; i < per_tap * kTaps; i += L) {
+    const int count = static_cast<int>(min64(L, per_tap * kTaps - i));
+    Vec::Reg block[L];
+    for (int l = 0; l < L; ++l) {
+      block[l] = l < lanes ? load(l, i, count) : Vec::zero();
+      next.ask();
+    }
+    Vec::transpose(block);
+    for (int j = 0; j < count; ++j) {
+      Vec::store(packed + places.base[tap] + in * places.step[tap], block[j]);
+      if (c.w_channels_last) {
+        if (++in == per_tap) in = 0, ++tap;
+      } else {
+        if (++tap == kTaps) tap = 0, ++in;
+      }
+    }
+  }
+}
+
+// Packs one slab of dgrad from channels_last weights, where its lanes lie side by side, group by
+// group. load(low, next, n) loads n words; `next` channels behind low, or null, are the second ones
+// of words of two channels.
+template <class T, class Load>
+inline void pack_neighbours(const Correlation& c, const Slabs& s, const T* w, int64_t slab,
+                            float* packed, const Load& load) {
+  const TapPlaces places(c);
+  const int lanes = s.lanes(slab);
+  if (lanes < Vec::kLanes) std::memset(packed, 0, sizeof(float) * packed_slab_floats(c));
+  for (int64_t l = 0; l < lanes;) {
+    const int64_t group = (s.out_begin(slab) + l) / s.out_per_group;
+    const int64_t local = (s.out_begin(slab) + l) % s.out_per_group;
+    const int n = static_cast<int>(min64(lanes - l, s.out_per_group - local));
+    const int64_t kernel = kTaps * s.out_per_group;
+    for (int64_t in = 0; in < words(c.in_per_group); ++in) {
+      const int64_t first = in * Vec::kChannelsPerWord;
+      const T* low = w + (group * c.in_per_group + first) * kernel + local;
+      const T* high = first + 1 < c.in_per_group ? low + kernel : nullptr;
+      for (int tap = 0; tap < kTaps; ++tap) {
+        const int64_t at = tap * s.out_per_group;
+        Vec::store_partial(packed + places.base[tap] + in * places.step[tap] + l,
+                           load(low + at, high == nullptr ? high : high + at, n), n);
+      }
+    }
+    l += n;
+  }
+}
+
 // The packing of words that hold kChannels channels; pairs.h has the one for two.
 template <int kChannels, class E>
 struct WeightPacker {
@@ -86,19 +162,17 @@ struct WeightPacker {
 
   static void slab(const Correlation& c, const Slabs& s, const typename E::T* w, int64_t slab,
                    float* packed) {
+    if (!c.fprop && c.w_channels_last) {
+      pack_neighbours(c, s, w, slab, packed, [](const auto* low, const auto* /*high*/, int n) {
+        return load_first<E>(low, n);
+      });
+      return;
+    }
     const typename E::T* kernels[Vec::kLanes];
     const int lanes = lane_kernels(c, s, w, slab, kernels);
-    if (c.weights_in_order) {
-      const int64_t length = c.in_per_group * kTaps;
-      for (int64_t i = 0; i < length; i += Vec::kLanes) {
-        const int count = static_cast<int>(min64(Vec::kLanes, length - i));
-        Vec::Reg block[Vec::kLanes];
-        for (int l = 0; l < Vec::kLanes; ++l) {
-          block[l] = l < lanes ? load_first<E>(kernels[l] + i, count) : Vec::zero();
-        }
-        Vec::transpose(block);
-        for (int j = 0; j < count; ++j) Vec::store(packed + (i + j) * Vec::kLanes, block[j]);
-      }
+    if (c.fprop) {
+      pack_runs(c, s, w, slab, packed,
+                [&](int l, int64_t i, int n) { return load_first<E>(kernels[l] + i, n); });
       return;
     }
     pack_taps(c, lanes, packed, [&](int l, int64_t in, int t0, int taps) {
