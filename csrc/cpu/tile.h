@@ -208,8 +208,8 @@ inline TileFunction select_rows(int rows, int px) {
 }
 
 // The tap grids that occur: 3x3 at strides 1 and 2 (fprop, dgrad at stride 1) and the four phases
-// of dgrad at stride 2. Only fprop has an epilogue; its tiles are apart, for even a branch that is
-// not taken costs the others registers.
+// of dgrad at stride 2. Only fprop has an epilogue; its tiles are instances of their own, so
+// that the others do not carry it.
 template <bool kPermute>
 inline TileFunction select_taps(int tap_rows, int tap_cols, int stride, int rows, int px,
                                 bool epilogue) {
