@@ -4,8 +4,10 @@
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -105,6 +107,19 @@ inline void check_output_size(const Tensor& dy, const ConvProblem& p) {
                   ", but got ", format_sizes(dy));
 }
 
+// scale or shift, one number for each channel of the output.
+inline void check_factor(const Tensor& x, const ConvProblem& p, const std::optional<Tensor>& t,
+                         const char* name) {
+  if (!t.has_value()) return;
+  STD_TORCH_CHECK(t->scalar_type() == x.scalar_type() ||
+                      t->scalar_type() == torch::headeronly::ScalarType::Float,
+                  "grouped_conv: expected ", name, " of the input's dtype or float32");
+  STD_TORCH_CHECK(t->device() == x.device(), "grouped_conv: expected input and ", name,
+                  " to be on the same device");
+  STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == p.K, "grouped_conv: expected ", name,
+                  " to be 1-dimensional with ", p.K, " elements, but got size ", format_sizes(*t));
+}
+
 }  // namespace detail
 
 inline ConvProblem check_fprop(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias,
@@ -121,6 +136,21 @@ inline ConvProblem check_fprop(const Tensor& x, const Tensor& w, const std::opti
                     " elements, but got bias of size ", format_sizes(*bias), " instead");
   }
   return p;
+}
+
+// scale, shift and residual of fprop_affine, whose other arguments are those of fprop.
+inline void check_epilogue(const Tensor& x, const ConvProblem& p,
+                           const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                           const std::optional<Tensor>& residual) {
+  detail::check_factor(x, p, scale, "scale");
+  detail::check_factor(x, p, shift, "shift");
+  if (!residual.has_value()) return;
+  detail::check_same_kind(x, "input", *residual, "residual");
+  const int64_t expected[4] = {p.N, p.K, p.P, p.Q};
+  const auto sizes = residual->sizes();
+  STD_TORCH_CHECK(residual->dim() == 4 && std::equal(expected, expected + 4, sizes.begin()),
+                  "grouped_conv: expected residual of the output's size ",
+                  format_sizes(expected, 4), ", but got ", format_sizes(*residual));
 }
 
 inline ConvProblem check_dgrad(const Tensor& dy, const Tensor& w, const IntList& input_size,

@@ -7,6 +7,12 @@ STABLE_TORCH_LIBRARY(grouped_conv, m) {
   m.def(
       "fprop(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
       "SymInt[2] dilation, SymInt groups) -> Tensor");
+  // y = act(scale[k] * (fprop + bias[k]) + shift[k] + residual), act the maximum with zero if relu.
+  // scale and shift are [K], of the input's dtype or float32; residual is like y.
+  m.def(
+      "fprop_affine(Tensor input, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, "
+      "Tensor? residual, bool relu, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
+      "SymInt groups) -> Tensor");
   // dx [N, C, H, W], in the memory format that channels_last states.
   m.def(
       "dgrad(Tensor grad_output, Tensor weight, SymInt[] input_size, SymInt[2] stride, "

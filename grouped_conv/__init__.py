@@ -15,7 +15,9 @@ from grouped_conv.functional import (  # noqa: E402
     Decision,
     available_backends,
     explain,
+    fold_batch_norm,
     grouped_conv2d,
+    grouped_conv2d_affine,
     use_backend,
 )
 from grouped_conv.modules import GroupedConv2d  # noqa: E402
@@ -27,7 +29,9 @@ __all__ = [
     "__version__",
     "available_backends",
     "explain",
+    "fold_batch_norm",
     "grouped_conv2d",
+    "grouped_conv2d_affine",
     "replace_grouped_conv_",
     "use_backend",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
 from grouped_conv.backends import ORDER, Query
-from grouped_conv.ops import autocast_dtype, cast
+from grouped_conv.ops import autocast_dtype, cast, compose_epilogue, epilogue_refusal
 from grouped_conv.problem import PASSES, ConvProblem, Pass
 from grouped_conv.routing import (
     PassDecision,
@@ -36,8 +36,10 @@ __all__ = [
     "decide",
     "dgrad",
     "explain",
+    "fold_batch_norm",
     "fprop",
     "grouped_conv2d",
+    "grouped_conv2d_affine",
     "use_backend",
     "wgrad",
 ]
@@ -318,6 +320,154 @@ def _by_aten(reason: str, backend: str | None, args: tuple[Any, ...]) -> Tensor:
     if name not in ("auto", "aten"):
         raise RuntimeError(f"grouped_conv backend {name} cannot compute fprop: {reason}")
     return y
+
+
+def grouped_conv2d_affine(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: Literal["relu"] | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Grouped convolution with what commonly follows it, in one pass over the output.
+
+    ``act(scale[k] * (conv(input, weight)[k] + bias[k]) + shift[k] + residual)``
+
+    The native CPU kernels apply all of it to their float32 sums and round once, when they store
+    the output. Elsewhere it is :func:`grouped_conv2d` followed by one operation for each step.
+    Which backend takes a call is decided as for :func:`grouped_conv2d` without the epilogue, so
+    :func:`explain` tells.
+
+    Args:
+        input: ``[N, C, H, W]`` or ``[C, H, W]``, any layout; NCHW and channels_last are native.
+        weight: ``[K, C/groups, R, S]``.
+        bias: ``[K]`` or None, dtype of the input.
+        scale: ``[K]`` or None, dtype of the input or float32. With ``shift`` a folded batch
+            normalization: :func:`fold_batch_norm`.
+        shift: as ``scale``.
+        residual: shape and dtype of the output, any strides, or None.
+        activation: ``"relu"``, which as :func:`torch.relu` leaves NaN as it is, or None.
+        stride, padding, dilation, groups, backend: as in :func:`grouped_conv2d`.
+
+    Returns:
+        ``[N, K, P, Q]`` (or ``[K, P, Q]``) as :func:`grouped_conv2d` returns it: dtype, memory
+        format and determinism. Differentiable any number of times with respect to all tensors.
+        Under autocast the input, weight, bias and residual are cast to its dtype, scale and shift
+        to float32.
+
+    Raises:
+        What ``F.conv2d`` raises for the same input, weight and bias. RuntimeError: scale, shift or
+        residual do not fit the output, or the backend that was named cannot compute this call.
+        TypeError: one of them is not a tensor. ValueError: there is no such activation or backend.
+    """
+    tensors = (input, weight, bias, scale, shift, residual)
+    if has_torch_function(tensors):
+        result: Tensor = handle_torch_function(
+            grouped_conv2d_affine,
+            tensors,
+            *tensors,
+            activation,
+            stride,
+            padding,
+            dilation,
+            groups,
+            backend=backend,
+        )
+        return result
+    y: Tensor
+    if activation not in (None, "relu"):
+        raise ValueError(f"unknown activation {activation!r}: expected None or 'relu'")
+    for name, t in (("scale", scale), ("shift", shift), ("residual", residual)):
+        if t is not None and not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a tensor or None, not {type(t).__name__}")
+    relu = activation == "relu"
+    args: tuple[Any, ...] = (input, weight, bias, stride, padding, dilation, groups)
+    request = _parse(*args)
+    if isinstance(input, Tensor) and (dtype := autocast_dtype(input.device.type)) is not None:
+        device = input.device.type
+        scale, shift = (cast(t, torch.float32, device) for t in (scale, shift))
+        residual = cast(residual, dtype, device)
+    if isinstance(request, str):
+        y = _by_aten(request, backend, args)
+    else:
+        r = request
+        decision = decide_query(r.query("fprop"), backend)
+        empty = not torch.compiler.is_compiling() and r.input.shape[0] == 0
+        if decision.backend != "aten" and not empty:
+            size = r.problem.output_size
+            _check_epilogue(r.input, size if r.batched else size[1:], scale, shift, residual)
+            if not r.batched and residual is not None:
+                residual = residual.unsqueeze(0)
+            y = call(
+                torch.ops.grouped_conv.fprop_affine.default,
+                r.input,
+                r.weight,
+                r.bias,
+                scale,
+                shift,
+                residual,
+                relu,
+                r.stride,
+                r.padding,
+                r.dilation,
+                r.groups,
+            )
+            return y if r.batched else y.squeeze(0)
+        y = F.conv2d(*args)
+    _check_epilogue(y, y.shape, scale, shift, residual)
+    return compose_epilogue(y, scale, shift, residual, relu, _may_overwrite(y, *tensors[3:]))
+
+
+def _check_epilogue(x: Tensor, output_size: Sequence[int], *parts: Tensor | None) -> None:
+    if refusal := epilogue_refusal(x, output_size, *parts):
+        raise RuntimeError(refusal)
+
+
+def _may_overwrite(*tensors: Tensor | None) -> bool:
+    """Whether nothing that records or transforms operations on these tensors is at work."""
+    if torch.compiler.is_compiling() or _transform_reason() is not None:
+        return False
+    return not torch.is_grad_enabled() or not any(
+        t is not None and t.requires_grad for t in tensors
+    )
+
+
+def fold_batch_norm(
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift with which :func:`grouped_conv2d_affine` normalizes as in evaluation.
+
+    ``scale = weight / sqrt(running_var + eps)`` and ``shift = bias - running_mean * scale``, in
+    the argument order of :func:`torch.nn.functional.batch_norm`.
+
+    Args:
+        running_mean: ``[K]``.
+        running_var: ``[K]``.
+        weight: ``[K]`` or None, which stands for ones.
+        bias: ``[K]`` or None, which stands for zeros.
+        eps: added to the variance.
+
+    Returns:
+        scale and shift, ``[K]`` each, in float32, or in float64 where a statistic is.
+    """
+    dtype = torch.promote_types(running_var.dtype, torch.float32)
+    scale = torch.rsqrt(running_var.to(dtype) + eps)
+    if weight is not None:
+        scale = scale * weight
+    shift = -running_mean * scale
+    return scale, shift if bias is None else shift + bias
 
 
 def explain(

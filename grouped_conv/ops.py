@@ -10,6 +10,11 @@ fprop    dgrad(dy, w)                wgrad(dy, x)
 dgrad    fprop(ddx, w)               wgrad(dy, ddx)
 wgrad    fprop(x, ddw)               dgrad(dy, ddw)
 =======  ==========================  ==========================
+
+``fprop_affine`` is fprop with an epilogue, ``relu(scale * (fprop + bias) + shift + residual)``. Its
+gradients need no pass over an activation beyond g, the gradient in front of the relu: scale is
+applied to the weight and to its gradient, which are small, and the gradient of scale is the inner
+product of each filter with its own gradient.
 """
 
 from __future__ import annotations
@@ -58,6 +63,61 @@ def _check_output(dy: Tensor, p: ConvProblem) -> None:
                 f"but got {list(dy.shape)}"
             ),
         )
+
+
+def epilogue_refusal(
+    x: Tensor,
+    output_size: Sequence[int],
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+) -> str | None:
+    """Why an epilogue does not fit an output, None if it does; mirrors ``csrc/checks.h``."""
+    channels = output_size[-3]
+    for t, name in ((scale, "scale"), (shift, "shift")):
+        if t is None:
+            continue
+        if t.dtype not in (x.dtype, torch.float32):
+            return f"grouped_conv: expected {name} of the input's dtype or float32"
+        if t.device != x.device:
+            return f"grouped_conv: expected input and {name} to be on the same device"
+        if t.dim() != 1 or t.shape[0] != channels:
+            return (
+                f"grouped_conv: expected {name} to be 1-dimensional with {channels} elements, "
+                f"but got size {list(t.shape)}"
+            )
+    if residual is None:
+        return None
+    if residual.dtype != x.dtype:
+        return "grouped_conv: input and residual should have the same dtype"
+    if residual.device != x.device:
+        return "grouped_conv: expected input and residual to be on the same device"
+    if tuple(residual.shape) != tuple(output_size):
+        return (
+            f"grouped_conv: expected residual of the output's size {list(output_size)}, "
+            f"but got {list(residual.shape)}"
+        )
+    return None
+
+
+@torch.library.register_fake("grouped_conv::fprop_affine")  # type: ignore[untyped-decorator]
+def _fprop_affine_fake(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    y: Tensor = _fprop_fake(x, w, bias, stride, padding, dilation, groups)
+    refusal = epilogue_refusal(x, y.shape, scale, shift, residual)
+    torch._check(refusal is None, lambda: refusal)
+    return y
 
 
 @torch.library.register_fake("grouped_conv::fprop")  # type: ignore[untyped-decorator]
@@ -163,6 +223,61 @@ def _backward_fprop(ctx: Any, dy: Tensor) -> _Grads:
     return dx, dw, db, None, None, None, None
 
 
+def _per_filter(t: Tensor) -> Tensor:
+    """One number for each filter, to be multiplied with a weight."""
+    return t[:, None, None, None]
+
+
+def _setup_fprop_affine(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, w, bias, scale, shift, _, relu, *attributes = inputs
+    ctx.attributes = _Attributes(*attributes)
+    need_x, need_w, need_bias, need_scale = ctx.needs_input_grad[:4]
+    ctx.save_for_backward(
+        x if need_w or need_scale else None,
+        w if need_x or need_scale else None,
+        bias if need_scale else None,
+        scale if need_x or need_w or need_bias else None,
+        output if relu else None,
+    )
+    ctx.x = (x.shape, suggests_channels_last(x))
+    ctx.w = (w.shape, suggests_channels_last(w))
+    ctx.dtypes = [None if t is None else t.dtype for t in (bias, scale, shift)]
+
+
+def _backward_fprop_affine(ctx: Any, dy: Tensor) -> _Grads:
+    x, w, bias, scale, y = ctx.saved_tensors
+    a: _Attributes = ctx.attributes
+    need_x, need_w, need_bias, need_scale, need_shift, need_residual = ctx.needs_input_grad[:6]
+    # The gradient in front of the relu: it passes where the output is positive, or NaN.
+    g = dy if y is None else torch.ops.aten.threshold_backward(dy, y, 0)
+    dx = dw = dbias = dscale = dshift = None
+    if need_x:
+        scaled = w if scale is None else (w * _per_filter(scale)).to(w.dtype)
+        size, channels_last = ctx.x
+        dx = routing.dgrad(g, scaled, size, *a, channels_last)
+    # Sums are kept in float32 or better until the end.
+    wide = torch.promote_types(dy.dtype, torch.float32)
+    bias_dtype, scale_dtype, shift_dtype = ctx.dtypes
+    if need_bias or need_shift or (need_scale and bias is not None):
+        sums = g.sum((0, 2, 3), dtype=wide)
+        if need_bias:
+            dbias = (sums if scale is None else sums * scale).to(bias_dtype)
+        if need_shift:
+            dshift = sums.to(shift_dtype)
+    if need_w or need_scale:
+        size, channels_last = ctx.w
+        unscaled = routing.wgrad(g, x, size, *a, channels_last)
+        if need_w:
+            dw = unscaled
+            if scale is not None:
+                dw = (unscaled * _per_filter(scale)).to(unscaled.dtype)
+        if need_scale:
+            products = (unscaled.to(wide) * w).sum((1, 2, 3))
+            dscale = (products if bias is None else products + sums * bias).to(scale_dtype)
+    dresidual = g if need_residual else None
+    return dx, dw, dbias, dscale, dshift, dresidual, None, None, None, None, None
+
+
 def _setup_dgrad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     dy, w, _, *attributes, _ = inputs
     ctx.attributes = _Attributes(*attributes)
@@ -201,6 +316,7 @@ def _backward_wgrad(ctx: Any, ddw: Tensor) -> _Grads:
 
 for _name, _setup, _backward in (
     ("fprop", _setup_fprop, _backward_fprop),
+    ("fprop_affine", _setup_fprop_affine, _backward_fprop_affine),
     ("dgrad", _setup_dgrad, _backward_dgrad),
     ("wgrad", _setup_wgrad, _backward_wgrad),
 ):
@@ -230,10 +346,17 @@ def _autocast_rule(name: str, device_type: str) -> Callable[..., Tensor]:
     op = getattr(torch.ops.grouped_conv, name).default
     key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
     exclude = torch._C.DispatchKeySet(key)
+    # Per-channel factors are applied to float32 sums: they stay as precise as those.
+    wide = [i for i, a in enumerate(op._schema.arguments) if a.name in ("scale", "shift")]
 
     def rule(*args: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device_type)
-        cast_args = [cast(a, dtype, device_type) if isinstance(a, Tensor) else a for a in args]
+        cast_args = [
+            cast(a, torch.float32 if i in wide else dtype, device_type)
+            if isinstance(a, Tensor)
+            else a
+            for i, a in enumerate(args)
+        ]
         with torch._C._ExcludeDispatchKeyGuard(exclude):
             out: Tensor = op(*cast_args)
             return out
@@ -241,7 +364,46 @@ def _autocast_rule(name: str, device_type: str) -> Callable[..., Tensor]:
     return rule
 
 
+def compose_epilogue(
+    y: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    in_place: bool,
+) -> Tensor:
+    """The epilogue of ``fprop_affine`` in steps that are each rounded to y's dtype."""
+    out = y if in_place else None
+    if scale is not None:
+        y = torch.mul(y, scale[:, None, None], out=out).to(y.dtype)
+    if shift is not None:
+        y = torch.add(y, shift[:, None, None], out=out).to(y.dtype)
+    if residual is not None:
+        y = torch.add(y, residual, out=out)
+    if relu:
+        y = y.relu_() if in_place else y.relu()
+    return y
+
+
+def _fprop_affine_cuda(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    *attributes: Any,
+) -> Tensor:
+    """The CUDA kernels have no epilogue."""
+    y: Tensor = torch.ops.grouped_conv.fprop(x, w, bias, *attributes)
+    if refusal := epilogue_refusal(x, y.shape, scale, shift, residual):
+        raise RuntimeError(refusal)
+    return compose_epilogue(y, scale, shift, residual, relu, in_place=True)
+
+
 _library = torch.library.Library("grouped_conv", "IMPL")
+_library.impl("fprop_affine", _fprop_affine_cuda, "CUDA")
 for _device in ("cpu", "cuda"):
-    for _name in ("fprop", "dgrad", "wgrad"):
+    for _name in ("fprop", "fprop_affine", "dgrad", "wgrad"):
         _library.impl(_name, _autocast_rule(_name, _device), f"Autocast{_device.upper()}")

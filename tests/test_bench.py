@@ -21,7 +21,7 @@ import torch
 from grouped_conv import functional, reference
 from grouped_conv.bench import cli, machine, memory, plots, problems, report, results, timing
 from grouped_conv.bench.memory import Memory
-from grouped_conv.bench.peers import Case, Operands, ours, pytorch
+from grouped_conv.bench.peers import WORKS, Case, Operands, ours, pytorch
 from grouped_conv.bench.problems import Layer, network, parse_spec, resolve
 from grouped_conv.bench.results import Peer, Row, Run, Timing
 from grouped_conv.bench.roofline import Ceiling, Roofline
@@ -270,7 +270,7 @@ def case_of(layer: Layer, pass_name: str, batch: int = 3, layout: str = "nhwc") 
     return Case(layer.problem(batch), pass_name, "float32", layout, CPU)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("pass_name", ["fprop", "dgrad", "wgrad"])
+@pytest.mark.parametrize("pass_name", WORKS)
 @pytest.mark.parametrize("budget", [1e9, 6e-4, 1e-9])
 def test_exact_part_is_a_part_of_the_oracle(pass_name: str, budget: float) -> None:
     case = case_of(Layer(C=12, H=7, W=6, K=18, G=3, stride=2), pass_name, batch=5)
@@ -278,6 +278,10 @@ def test_exact_part_is_a_part_of_the_oracle(pass_name: str, budget: float) -> No
     p = case.problem
     if pass_name == "fprop":
         whole = reference.fprop(operands.x, operands.w, None, p)
+    elif pass_name == "fprop_affine":
+        whole = reference.fprop(operands.x, operands.w, None, p)
+        whole = whole * operands.scale.double()[:, None, None]
+        whole = (whole + operands.shift.double()[:, None, None] + operands.dy.double()).relu()
     elif pass_name == "dgrad":
         whole = reference.dgrad(operands.dy, operands.w, p)
     else:
@@ -296,7 +300,7 @@ def test_spread_has_both_ends() -> None:
     assert spread(1, 1) == [0]
 
 
-@pytest.mark.parametrize("pass_name", ["fprop", "dgrad", "wgrad"])
+@pytest.mark.parametrize("pass_name", WORKS)
 def test_verify_finds_every_kind_of_fault(pass_name: str) -> None:
     case = case_of(Layer(C=64, H=8, W=8, K=64, G=4), pass_name, batch=8)
     operands = Operands.random(case, seed=1)
@@ -324,7 +328,7 @@ def test_verify_finds_every_kind_of_fault(pass_name: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
-@pytest.mark.parametrize("pass_name", ["fprop", "dgrad", "wgrad"])
+@pytest.mark.parametrize("pass_name", WORKS)
 def test_contenders_compute_the_same(pass_name: str, layout: str) -> None:
     case = case_of(Layer(C=12, H=7, W=6, K=18, G=3, stride=2), pass_name, layout=layout)
     operands = Operands.random(case, seed=2)
@@ -363,7 +367,7 @@ def measured(plan: Plan = PLAN, pass_name: str = "fprop") -> Row:
     return measure_row(TINY, case, plan, ROOFLINE, cache=1 << 12, watch=Scripted(1e-3))
 
 
-@pytest.mark.parametrize("pass_name", ["fprop", "dgrad", "wgrad"])
+@pytest.mark.parametrize("pass_name", WORKS)
 def test_measured_row(pass_name: str) -> None:
     row = measured(pass_name=pass_name)
     assert (row.status, row.message, row.notes) == ("ok", "", [])
@@ -371,7 +375,8 @@ def test_measured_row(pass_name: str) -> None:
     assert row.ours is not None
     assert (row.ours.median, row.ours.low, row.ours.high, row.ours.calls) == (1e-3, 1e-3, 1e-3, 4)
     assert row.ours.cold > 0
-    assert [peer.name for peer in row.peers] == ["PyTorch"]
+    peers = ["PyTorch", "PyTorch folded"] if pass_name == "fprop_affine" else ["PyTorch"]
+    assert [peer.name for peer in row.peers] == peers
     assert row.ratio == row.same_layout_ratio == 1.0
     assert row.share == pytest.approx(row.floor / 1e-3)
     assert row.accuracy is not None

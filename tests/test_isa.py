@@ -41,15 +41,22 @@ def test_the_best_instruction_set_is_used():
     assert usable[0] == HERE
 
 
+TARGETS = {
+    "test_functional.py::test_random_problem": "native and 3x3 and p1",
+    "test_affine.py::test_every_subset": "not float64",
+}
+
+
 @pytest.mark.parametrize("isa", OTHERS)
-def test_function_with_another_instruction_set(isa: str, tmp_path: Path):
-    """The random problems of test_functional.py, computed by the kernels of another set."""
+@pytest.mark.parametrize("name", TARGETS)
+def test_function_with_another_instruction_set(name: str, isa: str, tmp_path: Path):
+    """Problems of other test files, computed by the kernels of another set."""
     program = "from grouped_conv import _C; print(_C.cpu_isa())"
     assert in_process_with(isa, "-c", program, cwd=tmp_path).stdout.strip() == isa
-    target = f"{ROOT / 'tests' / 'test_functional.py'}::test_random_problem"
+    target = f"{ROOT / 'tests' / name}"
     options = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "no:cacheprovider")
     done = in_process_with(
-        isa, "-m", "pytest", target, *options, "-qxk", "native and 3x3 and p1", cwd=tmp_path
+        isa, "-m", "pytest", target, *options, "-qxk", TARGETS[name], cwd=tmp_path
     )
     assert done.returncode == 0, done.stdout[-4000:]
 

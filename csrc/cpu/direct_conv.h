@@ -4,9 +4,10 @@
 // Work is split over images, blocks of units (slabs.h) and bands of grid rows. A task walks down
 // its band: each input row is brought once into a strip in a small ring that stays in cache, zero
 // padding included, and the register tiles (tile.h) sweep the rows. NHWC tiles store straight into
-// the output, NCHW ones pass through a strip of output rows. Between the tiles the inputs and
-// outputs of the next step are prefetched. Weights are packed once per call. Each output is summed
-// in one place in one order: results do not depend on the split.
+// the output, NCHW ones pass through a strip of output rows, behind which a residual is added.
+// Between the tiles the inputs and outputs of the next step are prefetched. Weights are packed
+// once per call. Each output is summed in one place in one order: results do not depend on the
+// split.
 #pragma once
 
 #include <cstdint>
@@ -135,6 +136,10 @@ class ConvTask {
   ConvTask(const ConvPlan& plan, const PassArgs& args, const float* weights)
       : plan_(plan),
         bias_(static_cast<const T*>(args.bias)),
+        epilogue_(args.epilogue),
+        has_epilogue_(!args.epilogue.empty()),
+        floor_(activation_floor(args.epilogue)),
+        strip_floor_(args.epilogue.residual != nullptr ? kNoFloor : floor_),
         kernels_(static_cast<const T*>(args.w)),
         weights_(weights),
         scratch_(ScratchSlot::kTask, scratch_bytes(plan)) {
@@ -143,6 +148,9 @@ class ConvTask {
     const Correlation& c = plan.c;
     in_ = {static_cast<T*>(fprop ? args.x : args.y), nhwc, c.in_channels, c.in_h, c.in_w};
     out_ = {static_cast<T*>(fprop ? args.y : args.x), nhwc, c.out_channels, c.out_h, c.out_w};
+    // Read only, as the inputs are.
+    residual_ = {static_cast<T*>(const_cast<void*>(args.epilogue.residual)), nhwc, c.out_channels,
+                 c.out_h, c.out_w};
     ring_ = scratch_.floats();
     zero_row_ = ring_ + plan.units_per_block * plan.strip_floats();
     tile_out_ = zero_row_ + plan.strip_row;
@@ -160,7 +168,7 @@ class ConvTask {
       for (int cp = 0; cp < c.axis_phases; ++cp) {
         for (int rows = 1; rows <= Vec::kTileRows; ++rows) {
           tiles_[rp][cp][rows - 1] = select_tile(plan.s.permute, c.rows[rp].taps, c.cols[cp].taps,
-                                                 c.stride, rows, plan.px);
+                                                 c.stride, rows, plan.px, has_epilogue_);
         }
       }
     }
@@ -240,7 +248,7 @@ class ConvTask {
   void look_ahead(const Range& at, int64_t unit, int64_t m, int64_t next) {
     const Correlation& c = plan_.c;
     const Slabs& s = plan_.s;
-    inputs_ = outputs_ = {};
+    inputs_ = outputs_ = residuals_ = {};
     Range to = at;
     int64_t row = m + Vec::kTileRows, fresh = Vec::kTileRows * c.stride;
     if (row >= at.row_end) {
@@ -255,13 +263,20 @@ class ConvTask {
                   max64(0, in_end - fresh), min64(c.in_h, in_end));
     inputs_.take_share(unit - at.unit_begin, at.unit_end - at.unit_begin);
     inputs_quota_ = ceil_div(inputs_.outer, tiles_per_step_);
-    if (!plan_.direct_store || plan_.store == Store::kStream) return;
+    if (!plan_.direct_store) return;
     const int64_t out_begin = to.unit_begin * s.out_unit;
-    outputs_ = walk_rows(out_, to.n, out_begin,
-                         min64(c.out_channels, to.unit_end * s.out_unit) - out_begin,
-                         row * c.out_step, min64(c.out_h, (row + Vec::kTileRows) * c.out_step));
-    outputs_.take_share(unit - at.unit_begin, at.unit_end - at.unit_begin);
-    outputs_quota_ = ceil_div(outputs_.outer, tiles_per_step_);
+    const int64_t out_count = min64(c.out_channels, to.unit_end * s.out_unit) - out_begin;
+    const int64_t out_end = min64(c.out_h, (row + Vec::kTileRows) * c.out_step);
+    if (plan_.store != Store::kStream) {
+      outputs_ = walk_rows(out_, to.n, out_begin, out_count, row * c.out_step, out_end);
+      outputs_.take_share(unit - at.unit_begin, at.unit_end - at.unit_begin);
+      outputs_quota_ = ceil_div(outputs_.outer, tiles_per_step_);
+    }
+    if (residual_.data != nullptr) {
+      residuals_ = walk_rows(residual_, to.n, out_begin, out_count, row * c.out_step, out_end);
+      residuals_.take_share(unit - at.unit_begin, at.unit_end - at.unit_begin);
+      residuals_quota_ = ceil_div(residuals_.outer, tiles_per_step_);
+    }
   }
 
   void load_bias(int64_t slab, float* dst) const {
@@ -279,6 +294,8 @@ class ConvTask {
     const bool in_place = plan_.direct_store && lanes == L;
     alignas(64) float bias[L];
     load_bias(slab, bias);
+    LaneFactors factors;
+    if (has_epilogue_) factors.load(epilogue_, k0, lanes);
 
     for (int rp = 0; rp < c.axis_phases; ++rp) {
       const PhaseAxis& row = c.rows[rp];
@@ -290,6 +307,7 @@ class ConvTask {
       t.words = static_cast<int>(words(c.in_per_group));
       t.group_base = group_base_;
       t.bias = bias;
+      t.factors = &factors;
       const int64_t in_rows = (rows - 1) * c.stride + row.taps;
       const float* in_row[kMaxInputRows];
       for (int64_t i = 0; i < in_rows; ++i) {
@@ -300,6 +318,11 @@ class ConvTask {
       if (!plan_.direct_store) {
         outputs_ = walk_rows(out_, n, k0, lanes, out_row, out_row + (rows - 1) * c.out_step + 1);
         outputs_quota_ = ceil_div(outputs_.outer, tiles_per_row_);
+        if (residual_.data != nullptr) {
+          residuals_ =
+              walk_rows(residual_, n, k0, lanes, out_row, out_row + (rows - 1) * c.out_step + 1);
+          residuals_quota_ = ceil_div(residuals_.outer, tiles_per_row_);
+        }
       }
       for (int cp = 0; cp < c.axis_phases; ++cp) {
         const PhaseAxis& col = c.cols[cp];
@@ -310,6 +333,7 @@ class ConvTask {
           for (int64_t i = 0; i < in_rows; ++i) t.rows[i] = in_row[i] + in_col * kPitch;
           t.inputs = inputs_.take(inputs_quota_, t.words);
           t.outputs = outputs_.take(outputs_quota_, t.words);
+          if (has_epilogue_) t.residuals = residuals_.take(residuals_quota_, t.words);
           const int64_t out_col = q * c.out_step + col.out_offset;
           const int64_t px = min64(plan_.px, col.end - q);
           if (in_place) {
@@ -318,13 +342,18 @@ class ConvTask {
             t.out = out_strip_ + out_col * L;
             t.out_row = plan_.out_strip_row, t.out_px = c.out_step * L;
             t.store = Store::kFloat32;
+            t.floor = strip_floor_;
             tiles_[rp][cp][rows - 1](t);
           }
         }
       }
-      if (!in_place) {
+      if (in_place) continue;
+      if (residual_.data != nullptr) {
         store_rows<E>(out_, n, k0, lanes, out_row, c.out_step, rows, out_strip_,
-                      plan_.out_strip_row);
+                      plan_.out_strip_row, AddResidual<E>{residual_.data, floor_});
+      } else {
+        store_rows<E>(out_, n, k0, lanes, out_row, c.out_step, rows, out_strip_,
+                      plan_.out_strip_row, Finished{});
       }
     }
   }
@@ -337,31 +366,43 @@ class ConvTask {
     const int64_t out_px = c.out_step * c.out_channels;
     if (px == plan_.px) {
       t.out = out, t.out_row = out_row, t.out_px = out_px, t.store = plan_.store;
+      if (has_epilogue_) {
+        t.residual = residual_.data != nullptr ? residual_.data + (out - out_.data) : nullptr;
+        t.floor = floor_;
+      }
       tile(t);
       return;
     }
     t.out = tile_out_, t.out_row = kMaxPx * L, t.out_px = L, t.store = Store::kFloat32;
+    t.residual = nullptr, t.floor = strip_floor_;
     tile(t);
+    const AddResidual<E> finish{residual_.data, floor_};
     for (int i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < px; ++j) {
-        E::store(out + i * out_row + j * out_px, Vec::load(tile_out_ + (i * kMaxPx + j) * L));
+        T* pixel = out + i * out_row + j * out_px;
+        const Vec::Reg sum = Vec::load(tile_out_ + (i * kMaxPx + j) * L);
+        E::store(pixel, residual_.data != nullptr ? finish(sum, pixel - out_.data, L) : sum);
       }
     }
   }
 
   const ConvPlan& plan_;
   const T* bias_;
+  const Epilogue& epilogue_;
+  const bool has_epilogue_;
+  const float floor_;        // of a tile that stores y, and behind a residual
+  const float strip_floor_;  // of a tile whose residual is yet to come
   const T* kernels_;
   const float* weights_;  // of first_slab_ and those behind it
   int64_t first_slab_ = 0;
   ScratchLease scratch_;
-  Activation<E> in_, out_;
+  Activation<E> in_, out_, residual_;
   float *ring_, *zero_row_, *tile_out_, *out_strip_, *own_weights_;
   Vec::Index group_base_{};
   TileFunction tiles_[2][2][Vec::kTileRows];
   int64_t tiles_per_row_ = 0, tiles_per_step_ = 0;
-  PrefetchWalk inputs_, outputs_;
-  int64_t inputs_quota_ = 0, outputs_quota_ = 0;
+  PrefetchWalk inputs_, outputs_, residuals_;
+  int64_t inputs_quota_ = 0, outputs_quota_ = 0, residuals_quota_ = 0;
 };
 
 template <class E>

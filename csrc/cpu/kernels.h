@@ -21,10 +21,28 @@ struct Parallel {
   int64_t threads;
 };
 
+// What fprop does to its sums before they are rounded and stored:
+//
+//   y = act(scale[k] * sum + shift[k] + residual)
+//
+// in the precision of the sums, with act the maximum with zero or nothing. A null pointer stands
+// for a scale of 1, a shift of 0 or no residual. scale and shift are float32, or float64 where the
+// tensors are; the residual has y's type, shape and layout, and is dense.
+struct Epilogue {
+  const void* scale = nullptr;
+  const void* shift = nullptr;
+  const void* residual = nullptr;
+  bool relu = false;
+
+  bool empty() const {
+    return scale == nullptr && shift == nullptr && residual == nullptr && !relu;
+  }
+};
+
 // One pass over dense tensors. `pass` says which of x, w and y is written; the other two are read.
 // x and y are dense in `layout`; w is dense [K, C/G, R, S] (w_layout kNCHW) or, for the direct
-// kernels only, [K, R, S, C/G] (kNHWC). bias (fprop only) may be null.
-// The direct kernels accumulate in float32, the simple ones in float64.
+// kernels only, [K, R, S, C/G] (kNHWC). bias (fprop only) may be null, and the epilogue of the
+// other passes is empty. The direct kernels accumulate in float32, the simple ones in float64.
 struct PassArgs {
   Pass pass;
   ConvProblem problem;
@@ -35,6 +53,7 @@ struct PassArgs {
   void* y;
   const void* bias;
   Parallel parallel;
+  Epilogue epilogue = {};
   Layout w_layout = Layout::kNCHW;
 };
 

@@ -64,7 +64,7 @@ void run_parallel(int64_t count, void (*body)(int64_t, int64_t, void*), void* co
 }
 
 void launch(Pass pass, const ConvProblem& p, ScalarType dtype, bool channels_last, const Tensor& x,
-            const Tensor& w, const Tensor& y, const void* bias) {
+            const Tensor& w, const Tensor& y, const void* bias, const Epilogue& epilogue = {}) {
   if (p.N == 0) {
     if (pass == Pass::kWgrad) torch::stable::zero_(const_cast<Tensor&>(w));
     return;
@@ -80,6 +80,7 @@ void launch(Pass pass, const ConvProblem& p, ScalarType dtype, bool channels_las
                       y.data_ptr(),
                       bias,
                       {run_parallel, threads},
+                      epilogue,
                       lies_channels_last(w) ? Layout::kNHWC : Layout::kNCHW};
   if (direct_refusal(p, args.dtype) == nullptr) {
     isa_kernels().direct(args);
@@ -88,19 +89,43 @@ void launch(Pass pass, const ConvProblem& p, ScalarType dtype, bool channels_las
   }
 }
 
-Tensor fprop(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-             IntList stride, IntList padding, IntList dilation, int64_t groups) {
+// scale or shift in the precision of the sums.
+std::optional<Tensor> factor(const std::optional<Tensor>& t, ScalarType activation) {
+  if (!t.has_value()) return std::nullopt;
+  const ScalarType wide = activation == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  return torch::stable::contiguous(t->scalar_type() == wide ? *t : torch::stable::to(*t, wide));
+}
+
+const void* data_or_null(const std::optional<Tensor>& t) {
+  return t.has_value() ? t->data_ptr() : nullptr;
+}
+
+Tensor fprop_affine(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                    const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                    const std::optional<Tensor>& residual, bool relu, const IntList& stride,
+                    const IntList& padding, const IntList& dilation, int64_t groups) {
   const ConvProblem p = check_fprop(input, weight, bias, {stride, padding, dilation, groups});
+  check_epilogue(input, p, scale, shift, residual);
   to_dtype(input.scalar_type());
   const bool channels_last = suggests_channels_last(input);
   const Tensor x = dense(input, channels_last);
   const Tensor w = readable_weight(weight, p);
-  const std::optional<Tensor> b =
-      bias.has_value() ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
+  std::optional<Tensor> b, r;
+  if (bias.has_value()) b = torch::stable::contiguous(*bias);
+  if (residual.has_value()) r = dense(*residual, channels_last);
+  const std::optional<Tensor> scales = factor(scale, input.scalar_type());
+  const std::optional<Tensor> shifts = factor(shift, input.scalar_type());
   Tensor y = allocate(input, {p.N, p.K, p.P, p.Q}, channels_last);
-  launch(Pass::kFprop, p, x.scalar_type(), channels_last, x, w, y,
-         b.has_value() ? b->data_ptr() : nullptr);
+  launch(Pass::kFprop, p, x.scalar_type(), channels_last, x, w, y, data_or_null(b),
+         {data_or_null(scales), data_or_null(shifts), data_or_null(r), relu});
   return y;
+}
+
+Tensor fprop(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+             const IntList& stride, const IntList& padding, const IntList& dilation,
+             int64_t groups) {
+  return fprop_affine(input, weight, bias, std::nullopt, std::nullopt, std::nullopt, false, stride,
+                      padding, dilation, groups);
 }
 
 Tensor dgrad(const Tensor& grad_output, const Tensor& weight, IntList input_size, IntList stride,
@@ -138,6 +163,7 @@ Tensor wgrad(const Tensor& grad_output, const Tensor& input, IntList weight_size
 
 STABLE_TORCH_LIBRARY_IMPL(grouped_conv, CPU, m) {
   m.impl("fprop", TORCH_BOX(&grouped_conv::cpu::fprop));
+  m.impl("fprop_affine", TORCH_BOX(&grouped_conv::cpu::fprop_affine));
   m.impl("dgrad", TORCH_BOX(&grouped_conv::cpu::dgrad));
   m.impl("wgrad", TORCH_BOX(&grouped_conv::cpu::wgrad));
 }

@@ -3,6 +3,7 @@
 // are in float64.
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -103,6 +104,8 @@ struct Simple {
   const PassArgs& args;
   const ConvProblem& p;
   View<T> x, w, y;
+  // Of scale and shift.
+  using Factor = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
   explicit Simple(const PassArgs& a)
       : args(a),
@@ -123,8 +126,18 @@ struct Simple {
         const_cast<F*>(&f));
   }
 
+  // A NaN passes the comparison with zero.
+  double finish(double sum, int64_t k, const T* residual) const {
+    const Epilogue& e = args.epilogue;
+    if (e.scale != nullptr) sum *= static_cast<const Factor*>(e.scale)[k];
+    if (e.shift != nullptr) sum += static_cast<const Factor*>(e.shift)[k];
+    if (residual != nullptr) sum += widen(*residual);
+    return e.relu && sum < 0 ? 0.0 : sum;
+  }
+
   void fprop() const {
     const T* bias = static_cast<const T*>(args.bias);
+    const auto* residual = static_cast<const T*>(args.epilogue.residual);
     for_each(p.N * p.K * p.P, [&](int64_t i) {
       const int64_t row = i % p.P, k = i / p.P % p.K, n = i / p.P / p.K;
       const int64_t c0 = k / p.k_per_group() * p.c_per_group();
@@ -141,7 +154,8 @@ struct Simple {
             }
           }
         }
-        narrow(sum, &y.at(n, k, row, col));
+        T* out = &y.at(n, k, row, col);
+        narrow(finish(sum, k, residual != nullptr ? residual + (out - y.data) : nullptr), out);
       }
     });
   }

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "elements.h"
+#include "epilogue.h"
 
 namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
@@ -239,16 +240,20 @@ inline PrefetchWalk walk_rows(const Activation<E>& t, int64_t n, int64_t c0, int
   return {at, channels, t.h * t.w * kSize, lines(pixels * kSize) + 1, 0};
 }
 
-// Rows h, h + step, ... of `channels` channels from float32 strips of kLanes channels.
-template <class E>
+// Rows h, h + step, ... of `channels` channels from float32 strips of kLanes channels, after
+// finish(values, element of the tensor, count).
+template <class E, class Finish>
 inline void store_rows(const Activation<E>& t, int64_t n, int64_t c0, int channels, int64_t h,
-                       int64_t step, int rows, const float* src, int64_t src_row) {
+                       int64_t step, int rows, const float* src, int64_t src_row,
+                       const Finish& finish) {
   constexpr int L = Vec::kLanes;
   if (t.nhwc) {
     for (int i = 0; i < rows; ++i) {
       typename E::T* dst = t.at(n, c0, h + i * step, 0);
       for (int64_t j = 0; j < t.w; ++j) {
-        E::store_partial(dst + j * t.channels, Vec::load(src + i * src_row + j * L), channels);
+        typename E::T* pixel = dst + j * t.channels;
+        const Vec::Reg sum = Vec::load(src + i * src_row + j * L);
+        E::store_partial(pixel, finish(sum, pixel - t.data, channels), channels);
       }
     }
     return;
@@ -267,7 +272,8 @@ inline void store_rows(const Activation<E>& t, int64_t n, int64_t c0, int channe
       }
       Vec::transpose(block);
       for (int c = 0; c < channels; ++c) {
-        E::store_partial(dst + c * t.h * t.w + j0, block[c], count);
+        typename E::T* run = dst + c * t.h * t.w + j0;
+        E::store_partial(run, finish(block[c], run - t.data, count), count);
       }
     }
   }

@@ -3,6 +3,7 @@
 //   out[i][j][l] = bias[l]
 //     + sum_{c,r,s} in[i*kStride + r][j*kStride + s][group(l), c] * w[c][r][s][l]
 //
+// and, where there is one, the epilogue of it (epilogue.h) before it leaves its register.
 // Lanes are output channels. All accumulators (16 at most of 32 vector registers with AVX-512, 8 of
 // 16 with AVX2) stay in registers over the whole reduction; for one input channel the kTR x kTS
 // weight vectors stay there too, and each input pixel is expanded to the lanes once and used by
@@ -54,6 +55,11 @@ struct TileArgs {
   int64_t out_row, out_px;  // elements between output rows and between output pixels
   Store store;
   Ahead inputs, outputs;  // wanted by later tiles
+  // Of tiles with kEpilogue.
+  const LaneFactors* factors;
+  const void* residual;  // null, or at the first pixel and laid out and typed as out
+  float floor;           // of the activation
+  Ahead residuals;       // wanted by later tiles
 };
 
 using TileFunction = void (*)(const TileArgs&);
@@ -62,7 +68,7 @@ constexpr bool touches(int in, int tap, int stride, int outs) {
   return in >= tap && (in - tap) % stride == 0 && (in - tap) / stride < outs;
 }
 
-template <bool kPermute, int kTR, int kTS, int kStride, int kRows, int kPx>
+template <bool kPermute, int kTR, int kTS, int kStride, int kRows, int kPx, bool kEpilogue>
 __attribute__((flatten)) void tile(const TileArgs& a) {
   constexpr int L = Vec::kLanes;
   constexpr int kInRows = (kRows - 1) * kStride + kTR;
@@ -79,6 +85,7 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
   Vec::Index lane_word = a.group_base;
   Vec::Reg runs[kRows][kPx];
   Ahead inputs = a.inputs, outputs = a.outputs;
+  [[maybe_unused]] Ahead residuals = a.residuals;
   for (int c = 0; c < a.words; ++c) {
     if (c != 0 && c % Vec::kRunWords == 0) {
       const bool first = c == Vec::kRunWords;
@@ -94,6 +101,7 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
     asm volatile("" ::: "memory");
     inputs.ask();
     outputs.ask();
+    if constexpr (kEpilogue) residuals.ask();
     Vec::Reg taps[kTR][kTS];
     unroll<kTR>([&](auto r) {
       unroll<kTS>([&](auto s) { taps[r][s] = Vec::load(w + (r * kTS + s) * L); });
@@ -131,56 +139,84 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
     unroll<kRows>(
         [&](auto i) { unroll<kPx>([&](auto j) { acc[i][j] = Vec::add(runs[i][j], acc[i][j]); }); });
   }
-  const auto store = [&](auto one) {
+  const auto for_each_sum = [&](auto one) {
     unroll<kRows>([&](auto i) {
       unroll<kPx>([&](auto j) { one(i * a.out_row + j * a.out_px, acc[i][j]); });
     });
   };
+  if constexpr (kEpilogue) {
+    for_each_sum([&](int64_t, Vec::Reg& v) { v = a.factors->apply(v); });
+    if (a.residual != nullptr) {
+      const auto* narrow = static_cast<const uint16_t*>(a.residual);
+      const auto* wide = static_cast<const float*>(a.residual);
+      switch (a.store) {
+        case Store::kBFloat16:
+          for_each_sum(
+              [&](int64_t at, Vec::Reg& v) { v = Vec::add(v, Vec::load_bf16(narrow + at)); });
+          break;
+        case Store::kFloat16:
+          for_each_sum(
+              [&](int64_t at, Vec::Reg& v) { v = Vec::add(v, Vec::load_f16(narrow + at)); });
+          break;
+        default:
+          for_each_sum([&](int64_t at, Vec::Reg& v) { v = Vec::add(v, Vec::load(wide + at)); });
+      }
+    }
+    for_each_sum([&](int64_t, Vec::Reg& v) { v = activate(v, a.floor); });
+  }
   switch (a.store) {
     case Store::kFloat32:
-      store([&](int64_t at, Vec::Reg v) { Vec::store(static_cast<float*>(a.out) + at, v); });
+      for_each_sum([&](int64_t at, Vec::Reg v) { Vec::store(static_cast<float*>(a.out) + at, v); });
       break;
     case Store::kStream:
-      store([&](int64_t at, Vec::Reg v) { Vec::stream(static_cast<float*>(a.out) + at, v); });
+      for_each_sum(
+          [&](int64_t at, Vec::Reg v) { Vec::stream(static_cast<float*>(a.out) + at, v); });
       break;
     case Store::kBFloat16:
-      store(
+      for_each_sum(
           [&](int64_t at, Vec::Reg v) { Vec::store_bf16(static_cast<uint16_t*>(a.out) + at, v); });
       break;
     case Store::kFloat16:
-      store([&](int64_t at, Vec::Reg v) { Vec::store_f16(static_cast<uint16_t*>(a.out) + at, v); });
+      for_each_sum(
+          [&](int64_t at, Vec::Reg v) { Vec::store_f16(static_cast<uint16_t*>(a.out) + at, v); });
       break;
   }
 }
 
 constexpr int kMinPx = 5, kMaxPx = 8;
 
-template <bool kPermute, int kTR, int kTS, int kStride, int kRows>
+template <bool kPermute, int kTR, int kTS, int kStride, int kRows, bool kEpilogue>
 inline TileFunction select_px(int px) {
   switch (px) {
     case 5:
-      return tile<kPermute, kTR, kTS, kStride, kRows, 5>;
+      return tile<kPermute, kTR, kTS, kStride, kRows, 5, kEpilogue>;
     case 6:
-      return tile<kPermute, kTR, kTS, kStride, kRows, 6>;
+      return tile<kPermute, kTR, kTS, kStride, kRows, 6, kEpilogue>;
     case 7:
-      return tile<kPermute, kTR, kTS, kStride, kRows, 7>;
+      return tile<kPermute, kTR, kTS, kStride, kRows, 7, kEpilogue>;
     default:
-      return tile<kPermute, kTR, kTS, kStride, kRows, 8>;
+      return tile<kPermute, kTR, kTS, kStride, kRows, 8, kEpilogue>;
   }
 }
 
-template <bool kPermute, int kTR, int kTS, int kStride>
+template <bool kPermute, int kTR, int kTS, int kStride, bool kEpilogue = false>
 inline TileFunction select_rows(int rows, int px) {
   if constexpr (Vec::kTileRows == 2) {
-    if (rows == 2) return select_px<kPermute, kTR, kTS, kStride, 2>(px);
+    if (rows == 2) return select_px<kPermute, kTR, kTS, kStride, 2, kEpilogue>(px);
   }
-  return select_px<kPermute, kTR, kTS, kStride, 1>(px);
+  return select_px<kPermute, kTR, kTS, kStride, 1, kEpilogue>(px);
 }
 
 // The tap grids that occur: 3x3 at strides 1 and 2 (fprop, dgrad at stride 1) and the four phases
-// of dgrad at stride 2.
+// of dgrad at stride 2. Only fprop has an epilogue; its tiles are instances of their own, so
+// that the others do not carry it.
 template <bool kPermute>
-inline TileFunction select_taps(int tap_rows, int tap_cols, int stride, int rows, int px) {
+inline TileFunction select_taps(int tap_rows, int tap_cols, int stride, int rows, int px,
+                                bool epilogue) {
+  if (epilogue) {
+    return stride == 2 ? select_rows<kPermute, 3, 3, 2, true>(rows, px)
+                       : select_rows<kPermute, 3, 3, 1, true>(rows, px);
+  }
   if (stride == 2) return select_rows<kPermute, 3, 3, 2>(rows, px);
   if (tap_rows == 3) return select_rows<kPermute, 3, 3, 1>(rows, px);
   if (tap_rows == 2 && tap_cols == 2) return select_rows<kPermute, 2, 2, 1>(rows, px);
@@ -190,9 +226,9 @@ inline TileFunction select_taps(int tap_rows, int tap_cols, int stride, int rows
 }
 
 inline TileFunction select_tile(bool permute, int tap_rows, int tap_cols, int stride, int rows,
-                                int px) {
-  return permute ? select_taps<true>(tap_rows, tap_cols, stride, rows, px)
-                 : select_taps<false>(tap_rows, tap_cols, stride, rows, px);
+                                int px, bool epilogue) {
+  return permute ? select_taps<true>(tap_rows, tap_cols, stride, rows, px, epilogue)
+                 : select_taps<false>(tap_rows, tap_cols, stride, rows, px, epilogue);
 }
 
 }  // namespace grouped_conv::cpu::GROUPED_CONV_ISA

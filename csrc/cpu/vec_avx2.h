@@ -32,6 +32,8 @@ struct Vec {
   static void fence() { _mm_sfence(); }
   static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  static Reg affine(Reg v, Reg scale, Reg shift) { return _mm256_fmadd_ps(v, scale, shift); }
+  static Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
 
   static Index group_base(int channels_per_group) {
     alignas(32) int32_t lanes[kLanes];

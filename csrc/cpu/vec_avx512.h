@@ -28,6 +28,8 @@ struct Avx512 {
   static void fence() { _mm_sfence(); }
   static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static Reg affine(Reg v, Reg scale, Reg shift) { return _mm512_fmadd_ps(v, scale, shift); }
+  static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
 
   static Index group_base(int channels_per_group) {
     alignas(64) int32_t lanes[kLanes];

@@ -14,11 +14,11 @@ import torch
 
 from grouped_conv.backends import ORDER
 from grouped_conv.bench import machine, plots, report, results, roofline, timing
-from grouped_conv.bench.peers import LAYOUTS, PEERS, missing
+from grouped_conv.bench.peers import LAYOUTS, PEERS, WORKS, Work, missing
 from grouped_conv.bench.problems import FAMILIES, Layer, resolve
 from grouped_conv.bench.results import Row, Run
 from grouped_conv.bench.run import Plan, measure_row
-from grouped_conv.problem import PASSES, Pass
+from grouped_conv.problem import PASSES
 from grouped_conv.routing import current_backend
 
 _DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
@@ -136,10 +136,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--passes",
-        type=_list_of([*PASSES, "all"]),
+        type=_list_of([*WORKS, "all"]),
         default=["fprop"],
         metavar="LIST",
-        help="fprop, dgrad, wgrad or all (default: fprop)",
+        help="fprop, dgrad, wgrad or all (these three); fprop_affine: fprop with scale, shift, "
+        "residual and relu (default: fprop)",
     )
     add("--batch", type=_batches, default=[8], metavar="LIST", help="images (default: 8)")
     add(
@@ -268,7 +269,7 @@ def _measure(flags: argparse.Namespace, tablefmt: str) -> tuple[Run, bool]:
         torch.backends.cudnn.benchmark = True
     plan = Plan(
         layers=flags.problems,
-        passes=cast(list[Pass], flags.passes),
+        passes=cast(list[Work], flags.passes),
         dtypes=flags.dtype,
         layouts=flags.layout,
         batches=flags.batch,

@@ -37,7 +37,7 @@ def measure(case: Case, backend: str, threads: int) -> Memory:
     """
     p = case.problem
     sizes = {"fprop": p.output_size, "dgrad": p.input_size, "wgrad": p.weight_size}
-    result = math.prod(sizes[case.pass_name]) * DTYPES[case.dtype].itemsize
+    result = math.prod(sizes[case.decided_as]) * DTYPES[case.dtype].itemsize
     if case.device.type == "cuda":
         return Memory(result, _on_cuda(ours(case, backend)), _on_cuda(pytorch(case)))
     marks = []

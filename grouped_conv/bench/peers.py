@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from grouped_conv import functional
 from grouped_conv.bench.roofline import DTYPES
-from grouped_conv.problem import ConvProblem, Pass
+from grouped_conv.problem import PASSES, ConvProblem, Pass
 
 LAYOUTS: dict[str, torch.memory_format] = {
     "nhwc": torch.channels_last,
@@ -20,13 +22,17 @@ LAYOUTS: dict[str, torch.memory_format] = {
 }
 PEERS = ("torch", "inductor", "spio")
 
+Work = Literal["fprop", "dgrad", "wgrad", "fprop_affine"]
+"""What can be measured: the passes, and fprop with scale, shift, residual and relu."""
+WORKS: tuple[Work, ...] = (*PASSES, "fprop_affine")
+
 
 @dataclass(frozen=True)
 class Case:
     """One thing to measure: a problem, the pass, and how its tensors are stored."""
 
     problem: ConvProblem
-    pass_name: Pass
+    pass_name: Work
     dtype: str
     layout: str
     device: torch.device
@@ -35,6 +41,18 @@ class Case:
     def memory_format(self) -> torch.memory_format:
         return LAYOUTS[self.layout]
 
+    @property
+    def decided_as(self) -> Pass:
+        """The pass whose choice of backend is that of this work."""
+        return "fprop" if self.pass_name == "fprop_affine" else self.pass_name
+
+    @property
+    def residual_bytes(self) -> int:
+        """Bytes that are read beside x, w and y."""
+        if self.pass_name != "fprop_affine":
+            return 0
+        return math.prod(self.problem.output_size) * DTYPES[self.dtype].itemsize
+
     def in_layout(self, layout: str) -> Case:
         """The same case with tensors in another layout."""
         return replace(self, layout=layout)
@@ -42,11 +60,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Operands:
-    """Input, weight and output gradient; a pass reads two of them."""
+    """Input, weight and output gradient; a pass reads two of them.
+
+    fprop_affine reads all three, dy as its residual, and scale and shift. ``folded`` is the weight
+    times scale: who folds a batch normalization into the weights does so once.
+    """
 
     x: Tensor
     w: Tensor
     dy: Tensor
+    scale: Tensor
+    shift: Tensor
+    folded: Tensor
 
     @classmethod
     def random(cls, case: Case, seed: int) -> Operands:
@@ -55,7 +80,7 @@ class Operands:
         p = case.problem
         generator = torch.Generator(case.device).manual_seed(seed)
 
-        def filled(size: tuple[int, ...], scale: float, unread_by: Pass) -> Tensor:
+        def filled(size: tuple[int, ...], scale: float, unread_by: Work) -> Tensor:
             values = torch.empty(size, dtype=DTYPES[case.dtype], device=case.device)
             values = values.contiguous(memory_format=case.memory_format)
             if case.pass_name == unread_by:
@@ -64,15 +89,21 @@ class Operands:
             return values.copy_(normal.mul_(scale))
 
         fan_in = p.c_per_group * p.R * p.S
-        return cls(
-            filled(p.input_size, 1.0, "dgrad"),
-            filled(p.weight_size, fan_in**-0.5, "wgrad"),
-            filled(p.output_size, 1.0, "fprop"),
-        )
+        x = filled(p.input_size, 1.0, "dgrad")
+        w = filled(p.weight_size, fan_in**-0.5, "wgrad")
+        dy = filled(p.output_size, 1.0, "fprop")
+        factors = torch.rand(2, p.K, generator=generator, device=case.device)
+        scale, shift = (factors + 0.5).to(w.dtype)
+        return cls(x, w, dy, scale, shift, w * scale[:, None, None, None])
 
-    def read_by(self, pass_name: Pass) -> tuple[Tensor, Tensor]:
-        """The two tensors that a pass reads."""
-        reads = {"fprop": (self.x, self.w), "dgrad": (self.dy, self.w), "wgrad": (self.dy, self.x)}
+    def read_by(self, pass_name: Work) -> tuple[Tensor, ...]:
+        """The large tensors that a pass, or who is measured beside it, reads."""
+        reads: dict[Work, tuple[Tensor, ...]] = {
+            "fprop": (self.x, self.w),
+            "dgrad": (self.dy, self.w),
+            "wgrad": (self.dy, self.x),
+            "fprop_affine": (self.x, self.w, self.dy, self.folded),
+        }
         return reads[pass_name]
 
     def copy(self, case: Case) -> Operands:
@@ -84,7 +115,8 @@ class Operands:
                 return tensor
             return tensor.clone(memory_format=case.memory_format)
 
-        return Operands(fresh(self.x), fresh(self.w), fresh(self.dy))
+        x, w, dy, folded = map(fresh, (self.x, self.w, self.dy, self.folded))
+        return Operands(x, w, dy, self.scale, self.shift, folded)
 
 
 Run = Callable[[Operands], Tensor]
@@ -114,7 +146,17 @@ def ours(case: Case, backend: str = "auto") -> Contender:
     def wgrad(t: Operands) -> Tensor:
         return functional.wgrad(t.dy, t.x, p.weight_size, *geometry, channels_last, backend=backend)
 
-    runs: dict[Pass, Run] = {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}
+    def fprop_affine(t: Operands) -> Tensor:
+        return functional.grouped_conv2d_affine(
+            t.x, t.w, None, t.scale, t.shift, t.dy, "relu", *geometry, backend=backend
+        )
+
+    runs: dict[Work, Run] = {
+        "fprop": fprop,
+        "dgrad": dgrad,
+        "wgrad": wgrad,
+        "fprop_affine": fprop_affine,
+    }
     return Contender("ours", case, runs[case.pass_name])
 
 
@@ -138,8 +180,29 @@ def _aten(case: Case) -> Run:
     def wgrad(t: Operands) -> Tensor:
         return backward(t, (False, True, False))[1]
 
-    runs: dict[Pass, Run] = {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}
+    def fprop_affine(t: Operands) -> Tensor:
+        y = fprop(t)
+        y.mul_(t.scale[:, None, None]).add_(t.shift[:, None, None])
+        return y.add_(t.dy).relu_()
+
+    runs: dict[Work, Run] = {
+        "fprop": fprop,
+        "dgrad": dgrad,
+        "wgrad": wgrad,
+        "fprop_affine": fprop_affine,
+    }
     return runs[case.pass_name]
+
+
+def _folded(case: Case) -> Contender:
+    """PyTorch with scale in the weight and shift as the bias."""
+    p = case.problem
+
+    def run(t: Operands) -> Tensor:
+        y = F.conv2d(t.x, t.folded, t.shift, p.stride, p.padding, p.dilation, p.G)
+        return y.add_(t.dy).relu_()
+
+    return Contender("PyTorch folded", case, run)
 
 
 def pytorch(case: Case) -> Contender:
@@ -175,7 +238,7 @@ def _spio(case: Case) -> Contender:
         )
         return outputs
 
-    runs: dict[Pass, Run] = {
+    runs: dict[Work, Run] = {
         "fprop": fprop,
         "dgrad": lambda t: backward(t, True, False)[0],
         "wgrad": lambda t: backward(t, False, True)[1],
@@ -185,6 +248,8 @@ def _spio(case: Case) -> Contender:
 
 def _spio_refusal(case: Case) -> str | None:
     p = case.problem
+    if case.pass_name == "fprop_affine":
+        return "spio has no epilogue"
     if case.device.type != "cuda":
         return "spio needs a CUDA device"
     if case.dtype != "float16":
@@ -215,6 +280,8 @@ def peers(case: Case, names: tuple[str, ...]) -> list[Callable[[], Contender]]:
     if case.device.type == "cuda":
         other = "nchw" if case.layout == "nhwc" else "nhwc"
         makers.append(lambda: pytorch(case.in_layout(other)))
+    if case.pass_name == "fprop_affine":
+        makers.append(lambda: _folded(case))
     if "inductor" in names:
         makers.append(lambda: _inductor(case))
     if "spio" in names and _spio_refusal(case) is None:

@@ -35,10 +35,13 @@ class Roofline:
     peak: dict[str, Ceiling]
     bandwidth: Ceiling
 
-    def floor(self, problem: ConvProblem, dtype: str) -> tuple[float, str]:
-        """Seconds that no kernel can beat, and which ceiling sets them."""
+    def floor(self, problem: ConvProblem, dtype: str, more_bytes: int = 0) -> tuple[float, str]:
+        """Seconds that no kernel can beat, and which ceiling sets them.
+
+        ``more_bytes`` are moved beside x, w and y.
+        """
         arithmetic = problem.flops / self.peak[dtype].rate
-        traffic = problem.min_bytes(DTYPES[dtype]) / self.bandwidth.rate
+        traffic = (problem.min_bytes(DTYPES[dtype]) + more_bytes) / self.bandwidth.rate
         return (arithmetic, "compute") if arithmetic > traffic else (traffic, "memory")
 
     def lines(self) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from grouped_conv import functional
 from grouped_conv.bench import memory
-from grouped_conv.bench.peers import Case, Contender, Operands, ours, peers
+from grouped_conv.bench.peers import Case, Contender, Operands, Work, ours, peers
 from grouped_conv.bench.problems import Layer
 from grouped_conv.bench.results import Peer, Row, Timing
 from grouped_conv.bench.roofline import DTYPES, Roofline
@@ -25,7 +25,6 @@ from grouped_conv.bench.timing import (
     slots_for,
 )
 from grouped_conv.bench.verify import Accuracy, Mismatch, exact_part, plausible, verify
-from grouped_conv.problem import Pass
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Plan:
     """What to measure, and how."""
 
     layers: Sequence[Layer]
-    passes: Sequence[Pass]
+    passes: Sequence[Work]
     dtypes: Sequence[str]
     layouts: Sequence[str]
     batches: Sequence[int]
@@ -60,7 +59,7 @@ class Plan:
 
 def blank_row(layer: Layer, case: Case, roofline: Roofline) -> Row:
     """What is known of a row before anything ran; its status is an error until it did."""
-    floor, bound = roofline.floor(case.problem, case.dtype)
+    floor, bound = roofline.floor(case.problem, case.dtype, case.residual_bytes)
     return Row(
         layer=str(layer),
         pass_name=case.pass_name,
@@ -68,7 +67,7 @@ def blank_row(layer: Layer, case: Case, roofline: Roofline) -> Row:
         layout=case.layout,
         batch=case.problem.N,
         flops=case.problem.flops,
-        min_bytes=case.problem.min_bytes(DTYPES[case.dtype]),
+        min_bytes=case.problem.min_bytes(DTYPES[case.dtype]) + case.residual_bytes,
         floor=floor,
         bound=bound,
         status="error",
@@ -102,7 +101,7 @@ def _decided(row: Row, case: Case, plan: Plan) -> Row:
             DTYPES[case.dtype],
             case.device,
             case.layout == "nhwc",
-            case.pass_name,
+            case.decided_as,
             backend=plan.backend,
         )
     except RuntimeError as error:
@@ -179,7 +178,7 @@ def _time(
 ) -> tuple[list[Timing], list[float]]:
     """Steady-state timings of all contenders, and each peer's time by ours."""
     case = entrants[0][0].case
-    per_set = case.problem.min_bytes(DTYPES[case.dtype])
+    per_set = case.problem.min_bytes(DTYPES[case.dtype]) + case.residual_bytes
     slots = slots_for(per_set, cache)
     layouts = {contender.case.layout: contender.case for contender, _ in entrants}
     sets = {

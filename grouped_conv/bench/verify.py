@@ -76,8 +76,11 @@ def exact_part(case: Case, operands: Operands, budget: float = 1.0) -> Exact:
     p = case.problem
     images = spread(int(p.N * budget / _cost(p)), p.N)
     part = replace(p, N=len(images))
-    if case.pass_name == "fprop":
+    if case.pass_name in ("fprop", "fprop_affine"):
         values = reference.fprop(operands.x[images], operands.w, None, part)
+        if case.pass_name == "fprop_affine":
+            scale, shift = (t.double()[:, None, None] for t in (operands.scale, operands.shift))
+            values = (values * scale + shift + operands.dy[images].double()).relu()
     else:
         values = reference.dgrad(operands.dy[images], operands.w, part)
     name = "all" if len(images) == p.N else f"{len(images)} of {p.N} images"

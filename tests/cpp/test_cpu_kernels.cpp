@@ -110,17 +110,19 @@ struct Case {
   DType dtype;
   Layout layout;
   bool bias;
+  int epilogue;  // bits: scale, shift, residual, relu
 
   std::string name() const {
     static const char* const passes[] = {"fprop", "dgrad", "wgrad"};
     static const char* const dtypes[] = {"float32", "bfloat16", "float16"};
     char text[200];
-    std::snprintf(text, sizeof(text), "%s %s %s N%d C%d %dx%d K%d G%d s%d p%d,%d%s",
+    std::snprintf(text, sizeof(text), "%s %s %s N%d C%d %dx%d K%d G%d s%d p%d,%d%s e%d",
                   passes[static_cast<int>(pass)], dtypes[static_cast<int>(dtype)],
                   layout == Layout::kNHWC ? "nhwc" : "nchw", static_cast<int>(p.N),
                   static_cast<int>(p.C), static_cast<int>(p.H), static_cast<int>(p.W),
                   static_cast<int>(p.K), static_cast<int>(p.G), static_cast<int>(p.stride_h),
-                  static_cast<int>(p.pad_h), static_cast<int>(p.pad_w), bias ? " bias" : "");
+                  static_cast<int>(p.pad_h), static_cast<int>(p.pad_w), bias ? " bias" : "",
+                  epilogue);
     return text;
   }
 };
@@ -137,13 +139,21 @@ bool check(const Case& c, const IsaKernels& isa, Against against) {
   if (c.pass != Pass::kWgrad) fill(w.data(), nw, c.dtype, random);
   if (c.pass != Pass::kFprop) fill(y.data(), ny, c.dtype, random);
   fill(bias.data(), p.K, c.dtype, random);
+  Guarded scale(p.K * sizeof(float), against), shift(p.K * sizeof(float), against);
+  Guarded residual(ny * size, against);
+  fill(scale.data(), p.K, DType::kFloat32, random);
+  fill(shift.data(), p.K, DType::kFloat32, random);
+  if ((c.epilogue & 4) != 0) fill(residual.data(), ny, c.dtype, random);
+  const Epilogue epilogue{(c.epilogue & 1) != 0 ? scale.data() : nullptr,
+                          (c.epilogue & 2) != 0 ? shift.data() : nullptr,
+                          (c.epilogue & 4) != 0 ? residual.data() : nullptr, (c.epilogue & 8) != 0};
 
   Guarded& out = c.pass == Pass::kFprop ? y : c.pass == Pass::kDgrad ? x : w;
   const int64_t count = c.pass == Pass::kFprop ? ny : c.pass == Pass::kDgrad ? nx : nw;
   const auto run = [&](PassFunction f, const Parallel& parallel) {
     std::memset(out.data(), 0xff, count * size);
     f({c.pass, p, c.dtype, c.layout, x.data(), w.data(), y.data(), c.bias ? bias.data() : nullptr,
-       parallel});
+       parallel, epilogue});
     const auto* bytes = static_cast<const char*>(out.data());
     return std::vector<char>(bytes, bytes + count * size);
   };
@@ -197,6 +207,7 @@ int main() {
   int isas = 0;
   const IsaKernels* const* kernels = compiled_isa_kernels(&isas);
   int64_t run = 0, failed = 0;
+  int subset = 0;
   for (int i = 0; i < isas; ++i) {
     if (!kernels[i]->available()) {
       std::printf("%s: not on this processor\n", kernels[i]->name);
@@ -207,9 +218,17 @@ int main() {
         for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
           for (const Layout layout : {Layout::kNCHW, Layout::kNHWC}) {
             for (const Against against : {Against::kFront, Against::kBack}) {
-              const Case c{p, pass, dtype, layout, pass == Pass::kFprop && p.N == 1};
+              const bool fprop = pass == Pass::kFprop;
               ++run;
-              failed += !check(c, *kernels[i], against);
+              failed +=
+                  !check({p, pass, dtype, layout, fprop && p.N == 1, 0}, *kernels[i], against);
+              if (!fprop) continue;
+              // Every subset, spread over the problems; and everything at once for each of them.
+              for (const int epilogue : {subset++ % 15, 15}) {
+                ++run;
+                failed +=
+                    !check({p, pass, dtype, layout, p.N == 1, epilogue}, *kernels[i], against);
+              }
             }
           }
         }
