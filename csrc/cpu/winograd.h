@@ -64,7 +64,7 @@ __attribute__((flatten)) void products(const ProductArgs& a) {
   const float *v = a.v, *u = a.u;
   const char* const* line = a.prefetch->begin();
   const char* const* const last_line = a.prefetch->end();
-  const int64_t lines_per_channel = ceil_div(last_line - line, a.channels);
+  const int64_t lines_per_channel = (last_line - line + kRun - 1) / kRun;
   for (int c = 0; c < a.channels; ++c, ++v, u += 4 * L) {
     for (const char* const* end = line + min64(lines_per_channel, last_line - line); line < end;) {
       prefetch(*line++);
@@ -76,6 +76,7 @@ __attribute__((flatten)) void products(const ProductArgs& a) {
       });
     });
   }
+  while (line < last_line) prefetch(*line++);
   unroll<kTiles>([&](auto t) {
     const auto finish = [&](float* sum, Vec::Reg value) {
       Vec::store(sum, a.add ? Vec::add(Vec::load(sum), value) : value);
@@ -88,11 +89,15 @@ __attribute__((flatten)) void products(const ProductArgs& a) {
   });
 }
 
-template <int kCols>
-inline ProductFunction select_products(int64_t tiles) {
-  ProductFunction table[kBlockTiles];
-  unroll<kBlockTiles>([&](auto t) { table[t] = products<kCols, t + 1>; });
-  return table[tiles - 1];
+template <int kCols, int... kTiles>
+inline ProductFunction select_products(int64_t tiles, std::integer_sequence<int, kTiles...>) {
+  static constexpr ProductFunction kTable[] = {products<kCols, kTiles + 1>...};
+  return kTable[tiles - 1];
+}
+
+inline ProductFunction select_products(int cols, int64_t tiles) {
+  using Tiles = std::make_integer_sequence<int, kBlockTiles>;
+  return cols == 2 ? select_products<4>(tiles, Tiles{}) : select_products<3>(tiles, Tiles{});
 }
 
 struct WinogradPlan : WorkSplit {  // of the units of a wave
@@ -170,11 +175,11 @@ inline void transform_weights(const WinogradPlan& plan, const typename E::T* w, 
   }
 }
 
-// A row of input pixels; one of zeros has steps of zero.
+// The inputs of a tile: its four rows at its first column. Rows of zeros have steps of zero.
 template <class T>
-struct PixelRow {
-  const T* at;
-  int64_t pixel, chunk;  // elements between pixels and between chunks of kLanes channels
+struct TileRows {
+  const T* at[4];
+  int64_t pixel[4], chunk[4];  // elements between pixels and between chunks of kLanes channels
 };
 
 // One walk down a band of tile rows for one block of units.
@@ -325,24 +330,23 @@ class WinogradTask {
     for (int cols = 2; cols >= 1; --cols) {
       const int64_t width = cols == 2 ? c.out_w / 2 : c.out_w % 2;
       const int64_t total = width * rows, blocks = ceil_div(total, kBlockTiles);
+      Tile tile{row, cols == 2 ? 0 : c.out_w / 2};
       for (int64_t b = 0; b < blocks; ++b) {
         Block block{};
         block.cols = cols;
-        for (int64_t q = total * b / blocks; q < total * (b + 1) / blocks; ++q) {
-          const Tile tile{row + q / width, cols == 2 ? q % width : c.out_w / 2};
+        for (int64_t left = total * (b + 1) / blocks - total * b / blocks; left > 0; --left) {
           block.tiles[block.count++] = tile;
           block.tall += 2 * tile.row + 1 < c.out_h;
+          if (cols == 1 || ++tile.col == width) tile.col -= width * (cols - 1), ++tile.row;
         }
         if (plan_.nhwc) {
-          transform_inputs<E>(block, [&](int64_t h) {
-            return PixelRow<T>{in_.at(at.n, plan_.s.in_begin(unit), h, 0), in_.channels,
-                               Vec::kLanes};
+          transform_inputs<E>(block, in_.channels, Vec::kLanes, [&](int64_t h) {
+            return in_.at(at.n, plan_.s.in_begin(unit), h, 0);
           });
         } else {
           const StripRows from = strip_rows(strip);
-          transform_inputs<ElementF32>(block, [&](int64_t h) {
-            return PixelRow<float>{from.at(h), Vec::kLanes, from.chunk};
-          });
+          transform_inputs<ElementF32>(block, Vec::kLanes, from.chunk,
+                                       [&](int64_t h) { return from.at(h); });
         }
         for (int64_t i = 0; i < plan_.s.slabs_per_unit; ++i) {
           const int64_t slab = unit * plan_.s.slabs_per_unit + i;
@@ -377,59 +381,83 @@ class WinogradTask {
     }
   }
 
-  // V of one block. S is the type of the rows that row_of(h) gives.
+  // V of one block. S is the type of the rows that row_of(h) gives, whose pixels and chunks of
+  // kLanes channels are `pixel` and `chunk` elements apart.
   template <class S, class RowOf>
-  __attribute__((flatten)) void transform_inputs(const Block& block, const RowOf& row_of) {
+  void transform_inputs(const Block& block, int64_t pixel, int64_t chunk, const RowOf& row_of) {
     constexpr int L = Vec::kLanes;
     static constexpr typename S::T kZeros[L] = {};
     const Correlation& c = plan_.c;
-    PixelRow<typename S::T> rows[kBlockTiles][4];
+    TileRows<typename S::T> rows[kBlockTiles];
     for (int t = 0; t < block.count; ++t) {
+      const Tile& tile = block.tiles[t];
+      if (t > 0 && block.tiles[t - 1].row == tile.row) {
+        rows[t] = rows[t - 1];
+        for (int i = 0; i < 4; ++i) rows[t].at[i] += 2 * rows[t].pixel[i];
+        continue;
+      }
       for (int i = 0; i < 4; ++i) {
-        const int64_t h = 2 * block.tiles[t].row + c.rows[0].in_offset + i;
-        rows[t][i] = h >= 0 && h < c.in_h ? row_of(h) : PixelRow<typename S::T>{kZeros, 0, 0};
+        const int64_t h = 2 * tile.row + c.rows[0].in_offset + i;
+        const bool inside = h >= 0 && h < c.in_h;
+        rows[t].pixel[i] = inside ? pixel : 0, rows[t].chunk[i] = inside ? chunk : 0;
+        rows[t].at[i] = inside ? row_of(h) + (2 * tile.col + c.cols[0].in_offset) * pixel : kZeros;
       }
     }
-    for (int64_t chunk = 0; chunk < plan_.s.in_chunks; ++chunk) {
-      const int channels = static_cast<int>(min64(L, c.in_per_group - chunk * L));
-      float* v = v_ + chunk * L / kRun * kRunFloats + chunk * L % kRun;
-      // Columns 0 and 1 of a tile, and 2 and 3, which are 0 and 1 of its neighbour.
-      Vec::Reg left[2][4], right[2][4];
-      for (int t = 0; t < block.count; ++t, v += kRun) {
-        const Tile& tile = block.tiles[t];
-        const auto column = [&](int64_t col, Vec::Reg(&to)[4]) {
-          if (col < 0 || col >= c.in_w) {
-            unroll<4>([&](auto i) { to[i] = Vec::zero(); });
-            return;
-          }
-          Vec::Reg d[4];
-          unroll<4>([&](auto i) {
-            const auto& row = rows[t][i];
-            d[i] = load_first<S>(row.at + col * row.pixel + chunk * row.chunk, channels);
-          });
-          to[0] = Vec::sub(d[0], d[2]), to[1] = Vec::add(d[1], d[2]);
-          to[2] = Vec::sub(d[2], d[1]), to[3] = Vec::sub(d[1], d[3]);
-        };
-        const int64_t first = 2 * tile.col + c.cols[0].in_offset;
-        const bool neighbour = t > 0 && block.tiles[t - 1].row == tile.row;
-        unroll<2>([&](auto j) {
-          if (neighbour) {
-            unroll<4>([&](auto i) { left[j][i] = right[j][i]; });
-          } else {
-            column(first + j, left[j]);
-          }
-        });
-        unroll<2>([&](auto j) { column(first + 2 + j, right[j]); });
-        unroll<4>([&](auto i) {
-          const auto store = [&](int j, Vec::Reg value) {
-            Vec::store(v + (i * 4 + j) * kBlockTiles * kRun, value);
-          };
-          store(0, Vec::sub(left[0][i], right[0][i]));
-          store(1, Vec::add(left[1][i], right[0][i]));
-          store(2, Vec::sub(right[0][i], left[1][i]));
-          store(3, Vec::sub(left[1][i], right[1][i]));
-        });
+    for (int64_t i = 0; i < plan_.s.in_chunks; ++i) {
+      float* v = v_ + i * L / kRun * kRunFloats + i * L % kRun;
+      const int channels = static_cast<int>(min64(L, c.in_per_group - i * L));
+      if (channels == L) {
+        transform_chunk<S, true>(block, rows, i, L, v);
+      } else {
+        transform_chunk<S, false>(block, rows, i, channels, v);
       }
+    }
+  }
+
+  template <class S, bool kWhole>
+  __attribute__((flatten)) void transform_chunk(const Block& block,
+                                                const TileRows<typename S::T>* rows, int64_t chunk,
+                                                int channels, float* v) const {
+    const int64_t in_w = plan_.c.in_w, col_offset = plan_.c.cols[0].in_offset;
+    // Columns 0 and 1 of a tile, and 2 and 3, which are 0 and 1 of its neighbour.
+    Vec::Reg left[2][4], right[2][4];
+    for (int t = 0; t < block.count; ++t, v += kRun) {
+      const int64_t first = 2 * block.tiles[t].col + col_offset;
+      const typename S::T* at[4];
+      int64_t pixel[4];
+      unroll<4>([&](auto i) {
+        pixel[i] = rows[t].pixel[i];
+        at[i] = rows[t].at[i] + chunk * rows[t].chunk[i];
+      });
+      const auto column = [&](auto j, Vec::Reg(&to)[4]) {
+        if (first + j < 0 || first + j >= in_w) {
+          unroll<4>([&](auto i) { to[i] = Vec::zero(); });
+          return;
+        }
+        Vec::Reg d[4];
+        unroll<4>([&](auto i) {
+          const typename S::T* p = at[i] + j * pixel[i];
+          d[i] = kWhole ? S::load(p) : S::load_partial(p, channels);
+        });
+        to[0] = Vec::sub(d[0], d[2]), to[1] = Vec::add(d[1], d[2]);
+        to[2] = Vec::sub(d[2], d[1]), to[3] = Vec::sub(d[1], d[3]);
+      };
+      if (t > 0 && block.tiles[t - 1].row == block.tiles[t].row) {
+        unroll<2>([&](auto j) { unroll<4>([&](auto i) { left[j][i] = right[j][i]; }); });
+      } else {
+        unroll<2>([&](auto j) { column(j, left[j]); });
+      }
+      unroll<2>(
+          [&](auto j) { column(std::integral_constant<int, decltype(j)::value + 2>{}, right[j]); });
+      unroll<4>([&](auto i) {
+        const auto store = [&](int j, Vec::Reg value) {
+          Vec::store(v + (i * 4 + j) * kBlockTiles * kRun, value);
+        };
+        store(0, Vec::sub(left[0][i], right[0][i]));
+        store(1, Vec::add(left[1][i], right[0][i]));
+        store(2, Vec::sub(right[0][i], left[1][i]));
+        store(3, Vec::sub(left[1][i], right[1][i]));
+      });
     }
   }
 
@@ -441,8 +469,7 @@ class WinogradTask {
     for (int i = 0; i < 4; ++i) {
       const int tiles = i < 3 ? block.count : block.tall;
       if (tiles == 0) continue;
-      const ProductFunction multiply_row =
-          block.cols == 2 ? select_products<4>(tiles) : select_products<3>(tiles);
+      const ProductFunction multiply_row = select_products(block.cols, tiles);
       for (int64_t run = 0; run < plan_.runs; ++run) {
         prefetch_.clear();
         prefetch_.take(inputs_, inputs_quota_);
@@ -455,39 +482,45 @@ class WinogradTask {
     }
   }
 
-  // S is the type of the outputs at `out`, elements `row` and `pixel` apart.
+  // S is the type of the outputs at `out`, elements `row` and `pixel` apart. Adds NaN to `check`
+  // for an output that is not finite, else zero.
   template <class S>
   __attribute__((flatten)) void transform_outputs(const Block& block, int64_t slab,
                                                   typename S::T* out, int64_t row, int64_t pixel,
                                                   int lanes, Vec::Reg& check) const {
-    constexpr int L = Vec::kLanes;
+    constexpr int L = Vec::kLanes, kRow = kBlockTiles * 2 * L;
+    const Vec::Reg zero = Vec::zero();
     const Vec::Reg bias = bias_ == nullptr
-                              ? Vec::zero()
+                              ? zero
                               : load_first<E>(bias_ + plan_.s.out_begin(slab), plan_.s.lanes(slab));
+    const bool stream = plan_.stream;
     const auto store = [&](typename S::T* at, Vec::Reg value) {
-      value = Vec::add(value, bias);
-      check = Vec::fma(value, Vec::zero(), check);  // NaN from the first value that is not finite
-      if constexpr (S::kIsFloat) {
-        if (plan_.stream) return Vec::stream(at, value);
-      }
-      if (lanes == L) {
+      if (stream) {
+        if constexpr (S::kIsFloat) Vec::stream(at, value);
+      } else if (lanes == L) {
         S::store(at, value);
       } else {
         S::store_partial(at, value, lanes);
       }
     };
+    Vec::Reg upper_check = zero, lower_check = zero;
     for (int t = 0; t < block.count; ++t) {
       typename S::T* at = out + 2 * block.tiles[t].row * row + 2 * block.tiles[t].col * pixel;
-      for (int j = 0; j < block.cols; ++j, at += pixel) {
-        const float* sums = sums_ + (t * 2 + j) * L;
-        constexpr int kRow = kBlockTiles * 2 * L;
+      const float* sums = sums_ + t * 2 * L;
+      for (int j = 0; j < block.cols; ++j, at += pixel, sums += L) {
         const Vec::Reg second = Vec::load(sums + kRow), third = Vec::load(sums + 2 * kRow);
-        store(at, Vec::add(Vec::add(Vec::load(sums), second), third));
+        const Vec::Reg upper = Vec::add(Vec::add(Vec::add(Vec::load(sums), second), third), bias);
+        upper_check = Vec::fma(upper, zero, upper_check);
+        store(at, upper);
         if (t < block.tall) {
-          store(at + row, Vec::sub(Vec::sub(second, third), Vec::load(sums + 3 * kRow)));
+          const Vec::Reg lower =
+              Vec::add(Vec::sub(Vec::sub(second, third), Vec::load(sums + 3 * kRow)), bias);
+          lower_check = Vec::fma(lower, zero, lower_check);
+          store(at + row, lower);
         }
       }
     }
+    check = Vec::add(check, Vec::add(upper_check, lower_check));
   }
 
   const WinogradPlan& plan_;
