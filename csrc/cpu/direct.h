@@ -3,6 +3,7 @@
 
 #include "direct_conv.h"
 #include "direct_wgrad.h"
+#include "winograd.h"
 
 namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
@@ -10,6 +11,8 @@ template <class E>
 void direct_element(const PassArgs& args) {
   if (args.pass == Pass::kWgrad) {
     direct_wgrad<E>(args);
+  } else if (uses_winograd(args.pass, args.problem)) {
+    winograd_conv<E>(args);
   } else {
     direct_conv<E>(args);
   }

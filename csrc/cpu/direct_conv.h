@@ -26,7 +26,34 @@ namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 // Bytes of strips and weights: a block stays in L2, and is wide enough for DRAM to be read in runs.
 constexpr int64_t kRingBudget = int64_t{48} << 10;
 
-struct ConvPlan {
+// Tasks: images x blocks of units x bands of rows.
+struct WorkSplit {
+  int64_t images, units_per_block, blocks, bands, band_rows;
+
+  int64_t tasks() const { return images * blocks * bands; }
+
+  // Blocks of `wide` units or fewer and bands of a multiple of `row_step` rows, as many as keep
+  // the threads busy. A band re-reads the rows that it shares with its neighbour: max_bands bounds
+  // them.
+  void split(int64_t n, int64_t units, int64_t wide, int64_t rows, int64_t row_step,
+             int64_t max_bands, int64_t threads) {
+    images = n;
+    units_per_block = max64(1, min64(units, wide));
+    const int64_t wanted = threads == 1 ? 1 : 4 * threads;
+    while (units_per_block > 1 && n * ceil_div(units, units_per_block) * max_bands < wanted) {
+      units_per_block = ceil_div(units_per_block, 2);
+    }
+    blocks = ceil_div(units, units_per_block);
+    units_per_block = ceil_div(units, blocks);  // blocks of one size
+    blocks = ceil_div(units, units_per_block);
+    bands = 1;
+    while (bands < max_bands && tasks() < wanted && tasks() % threads != 0) ++bands;
+    band_rows = ceil_div(ceil_div(rows, bands), row_step) * row_step;
+    bands = max64(1, ceil_div(rows, band_rows));
+  }
+};
+
+struct ConvPlan : WorkSplit {
   Correlation c;
   Slabs s;
   int px;              // output pixels of a tile's row
@@ -36,15 +63,13 @@ struct ConvPlan {
   int64_t strip_cols;  // columns of a strip
   int64_t strip_row;   // words of one strip row
   int64_t grid_begin, grid_end;
-  int64_t units_per_block, blocks, bands, band_rows;
   bool direct_store;
   Store store;            // of a tile that lies in the output
   int64_t out_strip_row;  // floats of one output row when it passes through a strip
 
   int64_t strip_floats() const { return window * strip_row; }
-  int64_t tasks() const { return c.N * blocks * bands; }
   // Weights that one task alone needs are packed by it, into memory that stays in its L2.
-  bool task_packs() const { return c.N * bands == 1; }
+  bool task_packs() const { return images * bands == 1; }
 };
 
 // The tile width that wastes least of a row, the wider the better.
@@ -59,24 +84,19 @@ inline int choose_px(int64_t cols) {
 inline void plan_split(ConvPlan& plan, int64_t threads) {
   const int64_t unit_bytes =
       sizeof(float) * (plan.strip_floats() + plan.s.slabs_per_unit * packed_slab_floats(plan.c));
-  plan.units_per_block = max64(1, min64(plan.s.units, kRingBudget / unit_bytes));
   const int64_t rows = plan.grid_end - plan.grid_begin;
-  // A band re-reads the rows that it shares with its neighbour, so bands stay tall.
-  const int64_t max_bands = max64(1, rows / (4 * Vec::kTileRows));
-  const int64_t wanted = threads == 1 ? 1 : 4 * threads;
-  while (plan.units_per_block > 1 &&
-         plan.c.N * ceil_div(plan.s.units, plan.units_per_block) * max_bands < wanted) {
-    plan.units_per_block = ceil_div(plan.units_per_block, 2);
-  }
-  plan.blocks = ceil_div(plan.s.units, plan.units_per_block);
-  plan.units_per_block = ceil_div(plan.s.units, plan.blocks);  // blocks of one size
-  plan.blocks = ceil_div(plan.s.units, plan.units_per_block);
-  plan.bands = 1;
-  while (plan.bands < max_bands && plan.tasks() < wanted && plan.tasks() % threads != 0) {
-    ++plan.bands;
-  }
-  plan.band_rows = ceil_div(ceil_div(rows, plan.bands), Vec::kTileRows) * Vec::kTileRows;
-  plan.bands = max64(1, ceil_div(rows, plan.band_rows));
+  plan.split(plan.c.N, plan.s.units, kRingBudget / unit_bytes, rows, Vec::kTileRows,
+             max64(1, rows / (4 * Vec::kTileRows)), threads);
+}
+
+// Whether a float32 output is too large to be found in the caches later, and lies so that whole
+// vectors can be stored past them.
+inline bool streams_output(const PassArgs& args, const Correlation& c, const Slabs& s) {
+  const int64_t bytes = c.N * c.out_channels * c.out_h * c.out_w * item_size(args.dtype);
+  const void* out = args.pass == Pass::kFprop ? args.y : args.x;
+  return args.dtype == DType::kFloat32 && bytes > last_level_cache_bytes() &&
+         c.out_channels % Vec::kLanes == 0 && s.out_unit % Vec::kLanes == 0 &&
+         reinterpret_cast<uintptr_t>(out) % (sizeof(float) * Vec::kLanes) == 0;
 }
 
 inline ConvPlan make_conv_plan(const PassArgs& args) {
@@ -112,12 +132,7 @@ inline ConvPlan make_conv_plan(const PassArgs& args) {
   plan.out_strip_row = (c.out_w + c.out_step * (plan.px + 1)) * Vec::kLanes;
 
   plan.direct_store = args.layout == Layout::kNHWC;
-  const int64_t out_bytes = c.N * c.out_channels * c.out_h * c.out_w * item_size(args.dtype);
-  const void* out = args.pass == Pass::kFprop ? args.y : args.x;
-  const bool stream = args.dtype == DType::kFloat32 && out_bytes > last_level_cache_bytes() &&
-                      c.out_channels % Vec::kLanes == 0 && plan.s.out_unit % Vec::kLanes == 0 &&
-                      reinterpret_cast<uintptr_t>(out) % (sizeof(float) * Vec::kLanes) == 0;
-  plan.store = stream                           ? Store::kStream
+  plan.store = streams_output(args, c, plan.s)  ? Store::kStream
                : args.dtype == DType::kBFloat16 ? Store::kBFloat16
                : args.dtype == DType::kFloat16  ? Store::kFloat16
                                                 : Store::kFloat32;
@@ -405,16 +420,17 @@ class ConvTask {
   int64_t inputs_quota_ = 0, outputs_quota_ = 0, residuals_quota_ = 0;
 };
 
-template <class E>
-void direct_conv(const PassArgs& args) {
-  const ConvPlan plan = make_conv_plan(args);
+// Runs the tasks for which wanted(task) is true.
+template <class E, class Wanted>
+void run_conv_plan(const ConvPlan& plan, const PassArgs& args, const Wanted& wanted) {
   const int64_t floats = plan.task_packs() ? 0 : plan.s.slabs() * packed_slab_floats(plan.c);
   const ScratchLease packed(ScratchSlot::kShared, sizeof(float) * floats);
   struct Context {
     const ConvPlan& plan;
     const PassArgs& args;
+    const Wanted& wanted;
     float* weights;
-  } context{plan, args, packed.floats()};
+  } context{plan, args, wanted, packed.floats()};
 
   if (!plan.task_packs()) {
     args.parallel.run(
@@ -434,9 +450,16 @@ void direct_conv(const PassArgs& args) {
       [](int64_t begin, int64_t end, void* opaque) {
         const Context& x = *static_cast<Context*>(opaque);
         ConvTask<E> task(x.plan, x.args, x.weights);
-        for (int64_t i = begin; i < end; ++i) task.run(i, i + 1 < end ? i + 1 : x.plan.tasks());
+        for (int64_t i = begin; i < end; ++i) {
+          if (x.wanted(i)) task.run(i, i + 1 < end ? i + 1 : x.plan.tasks());
+        }
       },
       &context);
+}
+
+template <class E>
+void direct_conv(const PassArgs& args) {
+  run_conv_plan<E>(make_conv_plan(args), args, [](int64_t /*task*/) { return true; });
 }
 
 }  // namespace grouped_conv::cpu::GROUPED_CONV_ISA

@@ -75,4 +75,8 @@ const char* direct_refusal(const ConvProblem& p, DType dtype) {
   return nullptr;
 }
 
+bool uses_winograd(Pass pass, const ConvProblem& p) {
+  return pass != Pass::kWgrad && p.stride_h == 1 && p.c_per_group() >= 16 && p.k_per_group() >= 16;
+}
+
 }  // namespace grouped_conv::cpu

@@ -76,6 +76,10 @@ const IsaKernels* const* compiled_isa_kernels(int* count);
 // Why the direct kernels do not take a pass, or null if they do.
 const char* direct_refusal(const ConvProblem& p, DType dtype);
 
+// Whether the direct kernels compute a pass that they take by Winograd's algorithm. bfloat16 with
+// instructions of its own is always direct.
+bool uses_winograd(Pass pass, const ConvProblem& p);
+
 // Any kernel size, stride, padding and dilation, any dtype: plain loops.
 void simple(const PassArgs& args);
 

@@ -21,7 +21,7 @@ struct Buffer {
   ~Buffer() { release(); }
 };
 
-thread_local Buffer buffers[2];
+thread_local Buffer buffers[3];
 
 }  // namespace
 

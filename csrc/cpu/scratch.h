@@ -7,7 +7,7 @@
 namespace grouped_conv::cpu {
 
 // A thread may hold one lease of each slot at a time.
-enum class ScratchSlot { kShared, kTask };
+enum class ScratchSlot { kShared, kTask, kFlags };
 
 class ScratchLease {
  public:

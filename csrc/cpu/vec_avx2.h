@@ -31,6 +31,7 @@ struct Vec {
   static void stream(float* p, Reg v) { _mm256_stream_ps(p, v); }
   static void fence() { _mm_sfence(); }
   static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
+  static Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
   static Reg affine(Reg v, Reg scale, Reg shift) { return _mm256_fmadd_ps(v, scale, shift); }
   static Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }

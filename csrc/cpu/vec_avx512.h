@@ -27,6 +27,7 @@ struct Avx512 {
   static void stream(float* p, Reg v) { _mm512_stream_ps(p, v); }
   static void fence() { _mm_sfence(); }
   static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+  static Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static Reg affine(Reg v, Reg scale, Reg shift) { return _mm512_fmadd_ps(v, scale, shift); }
   static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }

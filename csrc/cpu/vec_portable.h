@@ -2,9 +2,9 @@
 // registers on Arm. Also the statement of the contract that every vec_*.h fulfils:
 //
 //   Reg            kLanes floats;  zero, broadcast, load, store, stream (aligned, and non-temporal
-//                  if there is such a store), add, fma(a, b, c) = a * b + c, and for plain floats
-//                  whatever a word is: affine(v, scale, shift) = v * scale + shift, max(a, b),
-//                  which is b where either is NaN
+//                  if there is such a store), add, sub, fma(a, b, c) = a * b + c, and for plain
+//                  floats whatever a word is: affine(v, scale, shift) = v * scale + shift, max(a,
+//                  b), which is b where either is NaN
 //   *_partial      the first n lanes only, 0 <= n <= kLanes; memory beyond them is not touched, and
 //                  loaded lanes beyond them are zero
 //   Index          lane numbers for permute: group_base(g) holds l / g * g in lane l, next adds one
@@ -58,6 +58,7 @@ struct Vec {
   static void stream(float* p, Reg v) { store(p, v); }
   static void fence() {}
   static Reg add(Reg a, Reg b) { return a + b; }
+  static Reg sub(Reg a, Reg b) { return a - b; }
   static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
   static Reg affine(Reg v, Reg scale, Reg shift) { return v * scale + shift; }
   static Reg max(Reg a, Reg b) { return a > b ? a : b; }

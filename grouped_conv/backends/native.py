@@ -56,6 +56,16 @@ def _no_direct(query: Query) -> str | None:
     return None
 
 
+def _uses_winograd(query: Query) -> bool:
+    """Whether a direct kernel uses Winograd's F(2x2, 3x3); mirrors ``uses_winograd`` in C++."""
+    return (
+        query.pass_name != "wgrad"
+        and query.stride == (1, 1)
+        and min(query.c_per_group, query.k_per_group) >= 16
+        and not (query.dtype is torch.bfloat16 and _ISA == "avx512bf16")
+    )
+
+
 def prefers(query: Query) -> str | None:
     if query.groups == 1:
         return "one group is a dense convolution, which ATen does well"
@@ -76,5 +86,6 @@ def kernel(query: Query) -> str:
     if query.device == "cuda":
         return f"{query.pass_name}_simple_{dtype}_cuda"
     if _no_direct(query) is None:
-        return f"{query.pass_name}_direct_{dtype}_{_ISA}"
+        algorithm = "winograd" if _uses_winograd(query) else "direct"
+        return f"{query.pass_name}_{algorithm}_{dtype}_{_ISA}"
     return f"{query.pass_name}_simple_{dtype}"
