@@ -25,17 +25,24 @@
 namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
 // Strips consist of 32-bit words, one of each channel in a column. A word is one pixel, or with a
-// fma of two products two: output columns 2p and 2p + 1 in word p of dy, and in the word of input
-// column i those columns that the two meet through the same tap, i and i + stride.
+// fma of two products two: the same pixel of two images, or of the upper and the lower half of one.
+// All words of a row then meet through the same taps, as single pixels do.
 constexpr int kPixels = Vec::kChannelsPerWord;
 
+// One output row and the input row that it meets through a row of taps.
+struct WgradRow {
+  const float* x;
+  const float* dy;  // words of kLanes channels
+  uint32_t used;    // bits of the words that lie in both tensors: all, none or those of one pixel
+};
+
 struct WgradBlock {
-  const float* const* x_rows;   // per output row of the band: its input row for tap r, or null
-  const float* const* dy_rows;  // per output row of the band: words of kLanes channels
-  int64_t rows;
+  const WgradRow* rows;
+  int64_t count;
   int64_t in_w, out_w, pad;
-  int64_t x_first;          // input column of the strip's first word
+  int64_t x_offset;         // words from x to the block's first channel
   Vec::Index lane_channel;  // permute: lane -> first channel of the block in its group
+  bool first;               // overwrites the sums instead of adding to them
   float* sums;              // [kC][9][kLanes], at tap (r, 0) of the block's first channel
 };
 
@@ -51,17 +58,6 @@ inline __attribute__((always_inline)) Vec::Reg expand(const float* x, const Vec:
   }
 }
 
-// The bits of a word that a product of the sum takes: its first (half 0) or second pixel, of input
-// column i and word u of dy.
-inline __attribute__((always_inline)) uint32_t used_half(const WgradBlock& b, int64_t i, int64_t u,
-                                                         int half, int stride) {
-  if (half >= kPixels) return 0;
-  const int64_t column = i + half * stride, q = u * kPixels + half;
-  const bool used = column >= 0 && column < b.in_w && q >= 0 && q < b.out_w;
-  return used ? 0xffffu << (16 * half) : 0;
-}
-
-// The pixels of a word that used_half() names.
 template <class V = Vec>
 inline __attribute__((always_inline)) typename V::Reg only(typename V::Reg word, uint32_t bits) {
   if constexpr (kPixels == 2) {
@@ -71,8 +67,59 @@ inline __attribute__((always_inline)) typename V::Reg only(typename V::Reg word,
   }
 }
 
+// A step u takes the input columns from u * kStride - pad on: with stride 1 the column meets dy
+// columns u - s, with 2 the first meets u (s = 0) and u - 1 (s = 2), the second u (s = 1).
+template <int kStride>
+struct WgradStep {
+  static constexpr int kReach = 2 / kStride;  // columns of dy left of u
+  static constexpr int kAllTaps = 7;
+  static constexpr int part(int s) { return s % kStride; }
+  static constexpr int back(int s) { return s / kStride; }
+  static constexpr int taps_of(int part) { return kStride == 1 ? 7 : part == 0 ? 5 : 2; }
+
+  // The taps, as bits, through which the step's columns meet columns of dy.
+  static int taps(const WgradBlock& b, int64_t u) {
+    int taps = 0;
+    for (int s = 0; s < 3; ++s) {
+      const int64_t i = u * kStride - b.pad + part(s), q = u - back(s);
+      if (i >= 0 && i < b.in_w && q >= 0 && q < b.out_w) taps |= 1 << s;
+    }
+    return taps;
+  }
+};
+
+// The products of the columns of step u with what they meet through `kTapBits`. Masked: of words
+// that lie in both tensors by halves.
+template <bool kPermute, int kStride, int kC, int kTapBits, bool kMasked>
+inline __attribute__((always_inline)) void add_step(Vec::Reg (&acc)[3][kC],
+                                                    const Vec::Index (&lane)[kC], const float* x,
+                                                    const float* dy, uint32_t used) {
+  using Step = WgradStep<kStride>;
+  unroll<kStride>([&](auto part) __attribute__((always_inline)) {
+    if constexpr ((kTapBits & Step::taps_of(part)) != 0) {
+      Vec::Reg d[3];
+      unroll<3>([&](auto s) __attribute__((always_inline)) {
+        if constexpr ((kTapBits & Step::taps_of(part) & 1 << s) != 0) {
+          d[s] = Vec::load(dy - Step::back(s) * Vec::kLanes);
+          if constexpr (kMasked) d[s] = only(d[s], used);
+        }
+      });
+      unroll<kC>([&](auto c) __attribute__((always_inline)) {
+        Vec::Reg v = expand<kPermute, kC>(x + part * Vec::kLanes, lane, c);
+        if constexpr (kMasked) v = only(v, used);
+        unroll<3>([&](auto s) __attribute__((always_inline)) {
+          if constexpr ((kTapBits & Step::taps_of(part) & 1 << s) != 0) {
+            acc[s][c] = Vec::fma(v, d[s], acc[s][c]);
+          }
+        });
+      });
+    }
+  });
+}
+
 template <bool kPermute, int kStride, int kC>
 __attribute__((flatten)) void wgrad_block(const WgradBlock& b) {
+  using Step = WgradStep<kStride>;
   constexpr int64_t L = Vec::kLanes;
   Vec::Reg acc[3][kC];
   unroll<3>([&](auto s) { unroll<kC>([&](auto c) { acc[s][c] = Vec::zero(); }); });
@@ -82,63 +129,45 @@ __attribute__((flatten)) void wgrad_block(const WgradBlock& b) {
     for (int c = 1; c < kC; ++c) lane[c] = Vec::next(lane[c - 1]);
   }
 
-  // Word u of dy meets the word of input column i through tap s where i = u * kStep - pad + s. One
-  // step takes the words from u * kStep - pad on: with kStep 1 the word meets dy words u - s, with
-  // 2 the first meets u (s = 0) and u - 1 (s = 2), the second u; with 4 the first three meet u.
-  constexpr int kStep = kStride * kPixels;
-  constexpr int kReach = 2 / kStep;                 // words of dy left of u that a step meets
-  constexpr int kLast = kStep < 3 ? kStep - 1 : 2;  // word of a step that is used last
-  const int64_t dy_words = ceil_div(b.out_w, kPixels);
-  for (int64_t row = 0; row < b.rows; ++row) {
-    if (b.x_rows[row] == nullptr) continue;
-    const float* x_row = b.x_rows[row] - b.x_first * L;
-    const float* dy_row = b.dy_rows[row];
-    const auto step = [&](int64_t u, auto checked) __attribute__((always_inline)) {
-      constexpr bool kChecked = decltype(checked)::value;
-      unroll<kLast + 1>([&](auto part) {
-        const int64_t i = u * kStep - b.pad + part;
-        if (kChecked && kPixels == 1 && (i < 0 || i >= b.in_w)) return;
-        Vec::Reg dy[3];
-        uint32_t use[3];
-        unroll<3>([&](auto s) {
-          if constexpr ((s - part) % kStep == 0) {
-            const int64_t at = u - (s - part) / kStep;
-            use[s] =
-                kChecked ? used_half(b, i, at, 0, kStride) | used_half(b, i, at, 1, kStride) : 1;
-            dy[s] = use[s] ? Vec::load(dy_row + at * L) : Vec::zero();
-            if constexpr (kChecked) dy[s] = only(dy[s], use[s]);
-          } else {
-            use[s] = 0;
+  const int64_t steps = b.out_w + Step::kReach;
+  const int64_t last = b.in_w - kStride + b.pad;
+  const int64_t full_begin = min64(steps, max64(Step::kReach, ceil_div(b.pad, kStride)));
+  const int64_t full_end = min64(b.out_w, last < 0 ? 0 : last / kStride + 1);
+  const auto add_row = [&](const WgradRow& row, auto masked) __attribute__((always_inline)) {
+    constexpr bool kMasked = decltype(masked)::value;
+    const float *x = row.x + b.x_offset - b.pad * L, *dy = row.dy;
+    int64_t u = 0;
+    const auto edge = [&](int64_t end) __attribute__((always_inline)) {
+      for (; u < end; ++u, x += kStride * L, dy += L) {
+        const int taps = Step::taps(b, u);
+        unroll<Step::kAllTaps>([&](auto i) __attribute__((always_inline)) {
+          if (taps == i + 1) {
+            add_step<kPermute, kStride, kC, i + 1, kMasked>(acc, lane, x, dy, row.used);
           }
         });
-        if (kChecked && (use[0] | use[1] | use[2]) == 0) return;
-        unroll<kC>([&](auto c) {
-          const Vec::Reg x = expand<kPermute, kC>(x_row + i * L, lane, c);
-          unroll<3>([&](auto s) {
-            if constexpr ((s - part) % kStep == 0) {
-              const Vec::Reg used = kChecked ? only(x, use[s]) : x;
-              if (use[s]) acc[s][c] = Vec::fma(used, dy[s], acc[s][c]);
-            }
-          });
-        });
-      });
+      }
     };
-    const int64_t steps = dy_words + kReach;
-    const int64_t last_x = b.in_w - 1 - kLast - (kPixels - 1) * kStride;
-    int64_t full_begin = max64(kReach, ceil_div(b.pad, kStep));
-    int64_t full_end = last_x + b.pad < 0 ? 0 : (last_x + b.pad) / kStep + 1;
-    full_end = min64(full_end, b.out_w / kPixels);
-    if (full_end < full_begin) full_begin = full_end = steps;
-    int64_t u = 0;
-    for (; u < full_begin; ++u) step(u, std::true_type{});
-    for (; u < full_end; ++u) step(u, std::false_type{});
-    for (; u < steps; ++u) step(u, std::true_type{});
+    edge(full_begin);
+    for (; u < full_end; ++u, x += kStride * L, dy += L) {
+      add_step<kPermute, kStride, kC, Step::kAllTaps, kMasked>(acc, lane, x, dy, row.used);
+    }
+    edge(steps);
+  };
+  for (const WgradRow *row = b.rows, *end = row + b.count; row != end; ++row) {
+    if (row->used == 0) continue;
+    if constexpr (kPixels == 2) {
+      if (row->used != ~uint32_t{0}) {
+        add_row(*row, std::true_type{});
+        continue;
+      }
+    }
+    add_row(*row, std::false_type{});
   }
 
   unroll<kC>([&](auto c) {
     unroll<3>([&](auto s) {
       float* sum = b.sums + (c * kTaps + s) * L;
-      Vec::store(sum, Vec::add(Vec::load(sum), acc[s][c]));
+      Vec::store(sum, b.first ? acc[s][c] : Vec::add(Vec::load(sum), acc[s][c]));
     });
   });
 }
@@ -156,19 +185,23 @@ inline WgradFunction select_wgrad(int stride, int channels) {
   return stride == 1 ? wgrad_block<kPermute, 1, 1> : wgrad_block<kPermute, 2, 1>;
 }
 
+// Where the second pixel of a word lies, counted from the first.
+struct PixelPair {
+  int64_t images, rows;
+};
+
 // Rows of x and dy as strips whose words hold kPixelsPerWord pixels; pairs.h has the one for two.
 template <int kPixelsPerWord, class E>
 struct PixelLoader {
   static_assert(kPixelsPerWord == 1);
 
-  static void x(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels, int64_t h_begin,
-                int64_t h_end, int64_t first, int64_t words, int64_t /*stride*/,
-                const StripRows& strip) {
-    load_rows<WordLoader<1, E>>(t, n, c0, channels, h_begin, h_end, first, words, strip);
-  }
-  static void dy(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels, int64_t h_begin,
-                 int64_t h_end, const StripRows& strip) {
-    load_rows<WordLoader<1, E>>(t, n, c0, channels, h_begin, h_end, 0, t.w, strip);
+  // Rows [h_begin, h_end) of the words' first pixels, where they are rows of t.
+  static void load(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels, int64_t h_begin,
+                   int64_t h_end, const PixelPair& /*second*/, const StripRows& strip) {
+    h_begin = max64(0, h_begin), h_end = min64(t.h, h_end);
+    if (h_begin < h_end) {
+      load_rows<WordLoader<1, E>>(t, n, c0, channels, h_begin, h_end, 0, t.w, strip);
+    }
   }
 };
 
@@ -183,12 +216,14 @@ constexpr int64_t kWgradTasks = 64;
 struct WgradPlan {
   ConvProblem p;
   Slabs s;
-  int64_t x_first;    // input column of a strip's first word
-  int64_t x_words;    // words of a channel in a strip row of x
+  int64_t passes;     // over images, or pairs of images; with kPixels 1 or an even batch fewer than
+                      // N means pairs
+  PixelPair second;   // of a word of dy
+  int64_t rows;       // output rows of a pass
   int64_t x_row;      // floats of one strip row of x
   int64_t dy_row;     // floats of one strip row of dy, one slab
   int64_t band_rows;  // output rows per band
-  int64_t chunks, chunk_images;
+  int64_t chunks, chunk_passes;
   int64_t units_per_block, blocks;
   int64_t slab_floats;  // sums of one slab: [c_per_group][9][kLanes]
 
@@ -196,6 +231,7 @@ struct WgradPlan {
   int64_t unit_floats() const { return s.slabs_per_unit * slab_floats; }
   int64_t x_floats() const { return window() * x_row + Vec::kLanes; }  // strips of one unit
   int64_t tasks() const { return blocks * chunks; }
+  int64_t image(int64_t pass) const { return pass * (second.images + 1); }
 };
 
 inline WgradPlan make_wgrad_plan(const PassArgs& args) {
@@ -203,21 +239,27 @@ inline WgradPlan make_wgrad_plan(const PassArgs& args) {
   plan.p = args.problem;
   const ConvProblem& p = plan.p;
   plan.s = make_slabs(p.G, p.C / p.G, p.K / p.G);
-  const int64_t dy_words = ceil_div(p.Q, kPixels);
-  plan.x_first = kPixels == 1 ? 0 : -p.pad_w;
-  plan.x_words = kPixels == 1 ? p.W : (dy_words - 1) * kPixels * p.stride_w + 3;
-  plan.x_row = plan.s.in_chunks * plan.x_words * Vec::kLanes;
-  plan.dy_row = dy_words * Vec::kLanes;
+  plan.passes = p.N, plan.rows = p.P;
+  if (kPixels == 2 && p.N % 2 == 0) {
+    plan.second.images = 1;
+    plan.passes /= 2;
+  } else if (kPixels == 2) {
+    plan.second.rows = plan.rows = ceil_div(p.P, 2);
+  }
+  plan.x_row = plan.s.in_chunks * p.W * Vec::kLanes;
+  plan.dy_row = p.Q * Vec::kLanes;
   plan.slab_floats = plan.s.in_per_group * kTaps * Vec::kLanes;
   plan.band_rows = 1;
   const auto bytes = [&](int64_t rows) {
     return static_cast<int64_t>(sizeof(float)) *
            (((rows - 1) * p.stride_h + 3) * plan.x_row + rows * plan.dy_row);
   };
-  while (plan.band_rows < p.P && bytes(plan.band_rows + 1) <= kWgradStripBudget) ++plan.band_rows;
-  plan.chunks = max64(1, min64(p.N, ceil_div(kWgradTasks, plan.s.units)));
-  plan.chunk_images = ceil_div(p.N, plan.chunks);
-  plan.chunks = max64(1, ceil_div(p.N, max64(1, plan.chunk_images)));
+  while (plan.band_rows < plan.rows && bytes(plan.band_rows + 1) <= kWgradStripBudget) {
+    ++plan.band_rows;
+  }
+  plan.chunks = max64(1, min64(plan.passes, ceil_div(kWgradTasks, plan.s.units)));
+  plan.chunk_passes = ceil_div(plan.passes, plan.chunks);
+  plan.chunks = max64(1, ceil_div(plan.passes, max64(1, plan.chunk_passes)));
 
   const int64_t unit_bytes = sizeof(float) * (plan.x_floats() + plan.unit_floats());
   const int64_t wanted = args.parallel.threads == 1 ? 1 : 4 * args.parallel.threads;
@@ -243,9 +285,8 @@ class WgradTask {
     const ConvProblem& p = plan.p;
     x_ = {static_cast<T*>(args.x), nhwc, p.C, p.H, p.W};
     dy_ = {static_cast<T*>(args.y), nhwc, p.K, p.P, p.Q};
-    x_rows_ = reinterpret_cast<const float**>(scratch_.floats());  // first: they are aligned there
-    dy_rows_ = x_rows_ + plan.band_rows;
-    x_strip_ = reinterpret_cast<float*>(dy_rows_ + plan.band_rows);
+    rows_ = reinterpret_cast<WgradRow*>(scratch_.floats());  // first: they are aligned there
+    x_strip_ = reinterpret_cast<float*>(rows_ + plan.band_rows);
     dy_strip_ = x_strip_ + plan.units_per_block * plan.x_floats();
     image_sums_ = dy_strip_ + plan.band_rows * plan.dy_row;
     if (plan.s.permute) group_base_ = Vec::group_base(static_cast<int>(plan.s.in_per_group));
@@ -257,19 +298,19 @@ class WgradTask {
     unit_end_ = min64(plan_.s.units, unit_begin_ + plan_.units_per_block);
     sums += unit_begin_ * plan_.unit_floats();
     const int64_t floats = (unit_end_ - unit_begin_) * plan_.unit_floats();
-    const int64_t n_begin = chunk * plan_.chunk_images;
-    const int64_t n_end = min64(plan_.p.N, n_begin + plan_.chunk_images);
-    for (int64_t n = n_begin; n < n_end; ++n) {
-      float* image = n == n_begin ? sums : image_sums_;
-      std::memset(image, 0, sizeof(float) * floats);
-      for (int64_t p0 = 0; p0 < plan_.p.P; p0 += plan_.band_rows) {
-        const int64_t rows = min64(plan_.band_rows, plan_.p.P - p0);
+    const int64_t begin = chunk * plan_.chunk_passes;
+    const int64_t end = min64(plan_.passes, begin + plan_.chunk_passes);
+    if (begin >= end) std::memset(sums, 0, sizeof(float) * floats);  // an empty batch
+    for (int64_t pass = begin; pass < end; ++pass) {
+      float* image = pass == begin ? sums : image_sums_;
+      for (int64_t p0 = 0; p0 < plan_.rows; p0 += plan_.band_rows) {
+        const int64_t rows = min64(plan_.band_rows, plan_.rows - p0);
         for (int64_t unit = unit_begin_; unit < unit_end_; ++unit) {
-          band(n, p0, rows, unit, n + 1 < n_end,
+          band(pass, p0, rows, unit, pass + 1 < end,
                image + (unit - unit_begin_) * plan_.unit_floats());
         }
       }
-      if (n == n_begin) continue;
+      if (pass == begin) continue;
       for (int64_t i = 0; i < floats; i += Vec::kLanes) {
         Vec::store(sums + i, Vec::add(Vec::load(sums + i), Vec::load(image + i)));
       }
@@ -280,55 +321,66 @@ class WgradTask {
   static size_t scratch_bytes(const WgradPlan& plan) {
     return sizeof(float) * (plan.units_per_block * (plan.x_floats() + plan.unit_floats()) +
                             plan.band_rows * plan.dy_row + 2 * Vec::kLanes) +
-           sizeof(float*) * 2 * plan.band_rows;
+           sizeof(WgradRow) * plan.band_rows;
   }
 
-  void band(int64_t n, int64_t p0, int64_t rows, int64_t unit, bool more_images, float* sums) {
+  void band(int64_t pass, int64_t p0, int64_t rows, int64_t unit, bool more_passes, float* sums) {
     float* x_strip = x_strip_ + (unit - unit_begin_) * plan_.x_floats();
-    load_x(n, unit, p0, rows, x_strip);
-    look_ahead(n, p0, unit, more_images);
+    load_x(pass, unit, p0, rows, x_strip);
+    look_ahead(pass, p0, unit, more_passes);
     for (int64_t j = 0; j < plan_.s.slabs_per_unit; ++j) {
-      load_dy(n, unit * plan_.s.slabs_per_unit + j, p0, rows);
+      load_dy(pass, unit * plan_.s.slabs_per_unit + j, p0, rows);
       for (int r = 0; r < 3; ++r) accumulate(p0, rows, r, x_strip, sums + j * plan_.slab_floats);
     }
   }
 
-  // Input rows of the band that starts at output row p0, less those of the band before.
+  // Input rows, those of the padding included, of the band that starts at output row p0, less those
+  // of the band before.
   int64_t x_begin(int64_t p0) const {
-    const int64_t first = p0 * plan_.p.stride_h - plan_.p.pad_h;
-    return max64(0, p0 == 0 ? first : max64(first, x_end(p0 - 1)));
+    return max64(p0 * plan_.p.stride_h, p0 == 0 ? 0 : x_end(p0 - 1)) - plan_.p.pad_h;
   }
-  // The input row behind those that output rows up to `last` need.
-  int64_t x_end(int64_t last) const {
-    return max64(0, min64(plan_.p.H, last * plan_.p.stride_h - plan_.p.pad_h + 3));
+  // The input row behind those that output rows up to `last` need, counted from the padding.
+  int64_t x_end(int64_t last) const { return last * plan_.p.stride_h + 3; }
+
+  void load_x(int64_t pass, int64_t unit, int64_t p0, int64_t rows, float* x_strip) {
+    const int64_t pad = plan_.p.pad_h;
+    const StripRows strip{x_strip, plan_.window(), plan_.x_row, plan_.p.W * Vec::kLanes, 0, pad};
+    PixelLoader<kPixels, E>::load(
+        x_, plan_.image(pass), plan_.s.in_begin(unit), plan_.s.in_count(unit), x_begin(p0),
+        x_end(p0 + rows - 1) - pad, second_of_x(), strip);
   }
 
-  void load_x(int64_t n, int64_t unit, int64_t p0, int64_t rows, float* x_strip) {
-    const int64_t begin = x_begin(p0), end = x_end(p0 + rows - 1);
-    if (begin >= end) return;
-    const StripRows strip{x_strip, plan_.window(), plan_.x_row, plan_.x_words * Vec::kLanes, 0};
-    PixelLoader<kPixels, E>::x(x_, n, plan_.s.in_begin(unit), plan_.s.in_count(unit), begin, end,
-                               plan_.x_first, plan_.x_words, plan_.p.stride_w, strip);
+  PixelPair second_of_x() const {
+    return {plan_.second.images, plan_.second.rows * plan_.p.stride_h};
   }
 
   // Lets the sums of one unit ask for its share of what the block's next band reads.
-  void look_ahead(int64_t n, int64_t p0, int64_t unit, bool more_images) {
+  void look_ahead(int64_t pass, int64_t p0, int64_t unit, bool more_passes) {
     const Slabs& s = plan_.s;
-    ahead_[0] = ahead_[1] = {};
+    for (PrefetchWalk& walk : ahead_) walk = {};
     p0 += plan_.band_rows;
-    if (p0 >= plan_.p.P) {
-      if (!more_images) return;
-      ++n, p0 = 0;
+    if (p0 >= plan_.rows) {
+      if (!more_passes) return;
+      ++pass, p0 = 0;
     }
-    const int64_t rows = min64(plan_.band_rows, plan_.p.P - p0);
+    const int64_t rows = min64(plan_.band_rows, plan_.rows - p0);
     const int64_t c = s.in_begin(unit_begin_), k = unit_begin_ * s.out_unit;
-    ahead_[0] = walk_rows(x_, n, c, min64(s.in_channels, s.in_begin(unit_end_)) - c, x_begin(p0),
-                          x_end(p0 + rows - 1));
-    ahead_[1] =
-        walk_rows(dy_, n, k, min64(s.out_channels, unit_end_ * s.out_unit) - k, p0, p0 + rows);
+    const int64_t c_end = min64(s.in_channels, s.in_begin(unit_end_));
+    const int64_t k_end = min64(s.out_channels, unit_end_ * s.out_unit);
     const int64_t calls = s.slabs_per_unit * 3 * ceil_div(s.in_per_group, Vec::kWgradChannels) *
                           ceil_div(rows, run_rows());
-    for (int i = 0; i < 2; ++i) {
+    const auto walk = [&](const Activation<E>& t, int64_t n, int64_t first, int64_t last,
+                          int64_t h_begin, int64_t h_end) {
+      return walk_rows(t, n, first, last - first, max64(0, h_begin), min64(t.h, h_end));
+    };
+    for (int i = 0; i < kPixels; ++i) {
+      const int64_t n = plan_.image(pass) + i * plan_.second.images;
+      const int64_t h = i * second_of_x().rows, p = p0 + i * plan_.second.rows;
+      ahead_[2 * i] = walk(x_, n, c, c_end, x_begin(p0) + h,
+                           x_end(p0 + rows - 1) - plan_.p.pad_h + h);
+      ahead_[2 * i + 1] = walk(dy_, n, k, k_end, p, p + rows);
+    }
+    for (int i = 0; i < 2 * kPixels; ++i) {
       ahead_[i].take_share(unit - unit_begin_, unit_end_ - unit_begin_);
       quota_[i] = ceil_div(ahead_[i].total(), calls);
     }
@@ -336,54 +388,60 @@ class WgradTask {
 
   int64_t run_rows() const { return max64(1, kRunPixels / plan_.p.Q); }
 
-  void load_dy(int64_t n, int64_t slab, int64_t p0, int64_t rows) {
-    const StripRows strip{dy_strip_, plan_.p.P, plan_.dy_row, 0, -p0 * plan_.dy_row};
-    PixelLoader<kPixels, E>::dy(dy_, n, plan_.s.out_begin(slab), plan_.s.lanes(slab), p0, p0 + rows,
-                                strip);
-    for (int64_t i = 0; i < rows; ++i) dy_rows_[i] = dy_strip_ + i * plan_.dy_row;
+  void load_dy(int64_t pass, int64_t slab, int64_t p0, int64_t rows) {
+    const StripRows strip{dy_strip_, plan_.rows, plan_.dy_row, 0, -p0 * plan_.dy_row, 0};
+    PixelLoader<kPixels, E>::load(dy_, plan_.image(pass), plan_.s.out_begin(slab),
+                                  plan_.s.lanes(slab), p0, p0 + rows, plan_.second, strip);
+  }
+
+  // The bits of a word of which output row p meets an input row through row r of taps.
+  uint32_t used(int64_t p, int r) const {
+    const ConvProblem& c = plan_.p;
+    uint32_t bits = 0;
+    for (int i = 0; i < kPixels; ++i, p += plan_.second.rows) {
+      const int64_t h = p * c.stride_h - c.pad_h + r;
+      if (p < c.P && h >= 0 && h < c.H) bits |= kPixels == 1 ? ~0u : 0xffffu << 16 * i;
+    }
+    return bits;
   }
 
   void accumulate(int64_t p0, int64_t rows, int r, const float* x_strip, float* slab_sums) {
     const ConvProblem& p = plan_.p;
     const bool permute = plan_.s.permute;
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t h = (p0 + i) * p.stride_h - p.pad_h + r;
-      x_rows_[i] = h >= 0 && h < p.H ? x_strip + h % plan_.window() * plan_.x_row : nullptr;
+      const int64_t slot = ((p0 + i) * p.stride_h + r) % plan_.window();
+      rows_[i] = {x_strip + slot * plan_.x_row, dy_strip_ + i * plan_.dy_row, used(p0 + i, r)};
     }
     const int64_t run = run_rows();
-    WgradBlock b{x_rows_, dy_rows_, run, p.W, p.Q, p.pad_w, plan_.x_first, group_base_, nullptr};
+    WgradBlock b{rows_, run, p.W, p.Q, p.pad_w, 0, group_base_, false, nullptr};
     int64_t c = 0;
     while (c < plan_.s.in_per_group) {
       const int64_t left = plan_.s.in_per_group - c;
       const int channels = left >= Vec::kWgradChannels ? Vec::kWgradChannels : left >= 4 ? 4 : 1;
       b.sums = slab_sums + (c * kTaps + 3 * r) * Vec::kLanes;
+      // A chunk holds kLanes channels of every column.
+      if (!permute) b.x_offset = c / Vec::kLanes * Vec::kLanes * p.W + c % Vec::kLanes;
       const int stride = static_cast<int>(p.stride_h);
       const WgradFunction block =
           permute ? select_wgrad<true>(stride, channels) : select_wgrad<false>(stride, channels);
       for (int64_t i = 0; i < rows; i += run) {
-        b.x_rows = x_rows_ + i, b.dy_rows = dy_rows_ + i, b.rows = min64(run, rows - i);
-        for (int k = 0; k < 2; ++k) ahead_[k].fetch(quota_[k]);
+        b.rows = rows_ + i, b.count = min64(run, rows - i), b.first = p0 + i == 0;
+        for (int k = 0; k < 2 * kPixels; ++k) ahead_[k].fetch(quota_[k]);
         block(b);
       }
       c += channels;
-      // A chunk holds kLanes channels of every column.
-      const int64_t next =
-          c % Vec::kLanes == 0 ? (plan_.x_words - 1) * Vec::kLanes + channels : channels;
       for (int i = 0; i < channels; ++i) b.lane_channel = Vec::next(b.lane_channel);
-      for (int64_t i = 0; i < rows; ++i) {
-        if (!permute && x_rows_[i] != nullptr) x_rows_[i] += next;
-      }
     }
   }
 
   const WgradPlan& plan_;
   ScratchLease scratch_;
   Activation<E> x_, dy_;
+  WgradRow* rows_;
   float *x_strip_, *dy_strip_, *image_sums_;
-  const float **x_rows_, **dy_rows_;
   int64_t unit_begin_ = 0, unit_end_ = 0;
-  PrefetchWalk ahead_[2];  // x and dy
-  int64_t quota_[2] = {};
+  PrefetchWalk ahead_[2 * kPixels];  // x and dy, of each pixel of a word
+  int64_t quota_[2 * kPixels] = {};
   Vec::Index group_base_{};
 };
 
