@@ -206,10 +206,12 @@ struct PixelLoader {
 };
 
 // Bytes of one unit's strips, which stay in L1, and of a block's strips and sums, which stay in L2.
-constexpr int64_t kWgradStripBudget = int64_t{12} << 10;
+constexpr int64_t kWgradStripBudget = int64_t{14} << 10;
 constexpr int64_t kWgradBlockBudget = int64_t{128} << 10;
-// Output pixels summed in registers.
-constexpr int64_t kRunPixels = 32;
+// Output pixels summed in registers: fewer in images so small that they would make few runs.
+inline int64_t run_pixels(const ConvProblem& p) { return p.P * p.Q < 192 ? 32 : 56; }
+// Register sums added up in one chain.
+constexpr int64_t kChainRuns = 16;
 // Tasks wanted, so that many threads find work: fixed, for results must not depend on the threads.
 constexpr int64_t kWgradTasks = 64;
 
@@ -223,7 +225,9 @@ struct WgradPlan {
   int64_t x_row;      // floats of one strip row of x
   int64_t dy_row;     // floats of one strip row of dy, one slab
   int64_t band_rows;  // output rows per band
+  int64_t run_rows;   // most output rows summed in registers
   int64_t chunks, chunk_passes;
+  int64_t chain_passes;  // passes whose runs are added up in one chain
   int64_t units_per_block, blocks;
   int64_t slab_floats;  // sums of one slab: [c_per_group][9][kLanes]
 
@@ -254,12 +258,19 @@ inline WgradPlan make_wgrad_plan(const PassArgs& args) {
     return static_cast<int64_t>(sizeof(float)) *
            (((rows - 1) * p.stride_h + 3) * plan.x_row + rows * plan.dy_row);
   };
-  while (plan.band_rows < plan.rows && bytes(plan.band_rows + 1) <= kWgradStripBudget) {
+  plan.run_rows = max64(1, run_pixels(p) / p.Q);
+  while (plan.band_rows < plan.rows &&
+         bytes(plan.band_rows + 1) <=
+             (plan.band_rows < plan.run_rows ? 2 : 1) * kWgradStripBudget) {
     ++plan.band_rows;
   }
+  plan.band_rows = ceil_div(plan.rows, ceil_div(plan.rows, plan.band_rows));  // bands of one size
   plan.chunks = max64(1, min64(plan.passes, ceil_div(kWgradTasks, plan.s.units)));
   plan.chunk_passes = ceil_div(plan.passes, plan.chunks);
   plan.chunks = max64(1, ceil_div(plan.passes, max64(1, plan.chunk_passes)));
+
+  const int64_t bands = ceil_div(plan.rows, plan.band_rows);
+  plan.chain_passes = max64(1, kChainRuns / (bands * ceil_div(plan.band_rows, plan.run_rows)));
 
   const int64_t unit_bytes = sizeof(float) * (plan.x_floats() + plan.unit_floats());
   const int64_t wanted = args.parallel.threads == 1 ? 1 : 4 * args.parallel.threads;
@@ -274,6 +285,30 @@ inline WgradPlan make_wgrad_plan(const PassArgs& args) {
   return plan;
 }
 
+// Adds the chunks of one slab, `first` being the sums of the first, in order and writes its rows of
+// dw, [lane][c_per_group][9].
+template <class E>
+inline void reduce_slab(const WgradPlan& plan, const float* first, int64_t slab,
+                        typename E::T* dw) {
+  constexpr int64_t L = Vec::kLanes;
+  const int64_t per_chunk = plan.s.slabs() * plan.slab_floats;
+  const int64_t vectors = plan.s.in_per_group * kTaps;
+  typename E::T* rows = dw + plan.s.out_begin(slab) * vectors;
+  for (int64_t v0 = 0; v0 < vectors; v0 += L) {
+    const int count = static_cast<int>(min64(L, vectors - v0));
+    alignas(64) float block[L * L];
+    for (int v = 0; v < count; ++v) {
+      const float* at = first + (v0 + v) * L;
+      Vec::Reg sum = Vec::load(at);
+      for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) {
+        sum = Vec::add(sum, Vec::load(at + chunk * per_chunk));
+      }
+      Vec::store(block + v * L, sum);
+    }
+    transpose_out<E>(block, L, plan.s.lanes(slab), count, rows + v0, vectors);
+  }
+}
+
 // The sums of one block of units over one chunk of the batch.
 template <class E>
 class WgradTask {
@@ -285,52 +320,86 @@ class WgradTask {
     const ConvProblem& p = plan.p;
     x_ = {static_cast<T*>(args.x), nhwc, p.C, p.H, p.W};
     dy_ = {static_cast<T*>(args.y), nhwc, p.K, p.P, p.Q};
+    dw_ = static_cast<T*>(args.w);
     rows_ = reinterpret_cast<WgradRow*>(scratch_.floats());  // first: they are aligned there
     x_strip_ = reinterpret_cast<float*>(rows_ + plan.band_rows);
     dy_strip_ = x_strip_ + plan.units_per_block * plan.x_floats();
-    image_sums_ = dy_strip_ + plan.band_rows * plan.dy_row;
+    chain_sums_ = dy_strip_ + plan.band_rows * plan.dy_row;
+    block_sums_ = chain_sums_ + plan.units_per_block * plan.unit_floats();
     if (plan.s.permute) group_base_ = Vec::group_base(static_cast<int>(plan.s.in_per_group));
   }
 
   // sums: of all units, [slab][c_per_group][9][kLanes]; those of the block are overwritten.
   void run(int64_t block, int64_t chunk, float* sums) {
-    unit_begin_ = block * plan_.units_per_block;
-    unit_end_ = min64(plan_.s.units, unit_begin_ + plan_.units_per_block);
-    sums += unit_begin_ * plan_.unit_floats();
-    const int64_t floats = (unit_end_ - unit_begin_) * plan_.unit_floats();
-    const int64_t begin = chunk * plan_.chunk_passes;
-    const int64_t end = min64(plan_.passes, begin + plan_.chunk_passes);
-    if (begin >= end) std::memset(sums, 0, sizeof(float) * floats);  // an empty batch
-    for (int64_t pass = begin; pass < end; ++pass) {
-      float* image = pass == begin ? sums : image_sums_;
-      for (int64_t p0 = 0; p0 < plan_.rows; p0 += plan_.band_rows) {
-        const int64_t rows = min64(plan_.band_rows, plan_.rows - p0);
-        for (int64_t unit = unit_begin_; unit < unit_end_; ++unit) {
-          band(pass, p0, rows, unit, pass + 1 < end,
-               image + (unit - unit_begin_) * plan_.unit_floats());
-        }
-      }
-      if (pass == begin) continue;
-      for (int64_t i = 0; i < floats; i += Vec::kLanes) {
-        Vec::store(sums + i, Vec::add(Vec::load(sums + i), Vec::load(image + i)));
-      }
+    begin(block, chunk);
+    add_chunk(sums + unit_begin_ * plan_.unit_floats());
+  }
+
+  // Where there is one chunk.
+  void run_and_reduce(int64_t block) {
+    begin(block, 0);
+    add_chunk(block_sums_);
+    const int64_t per_unit = plan_.s.slabs_per_unit, first = unit_begin_ * per_unit;
+    for (int64_t slab = first; slab < unit_end_ * per_unit; ++slab) {
+      reduce_slab<E>(plan_, block_sums_ + (slab - first) * plan_.slab_floats, slab, dw_);
     }
   }
 
  private:
   static size_t scratch_bytes(const WgradPlan& plan) {
-    return sizeof(float) * (plan.units_per_block * (plan.x_floats() + plan.unit_floats()) +
+    const int64_t sums = plan.chunks == 1 ? 2 : 1;
+    return sizeof(float) * (plan.units_per_block * (plan.x_floats() + sums * plan.unit_floats()) +
                             plan.band_rows * plan.dy_row + 2 * Vec::kLanes) +
            sizeof(WgradRow) * plan.band_rows;
   }
 
-  void band(int64_t pass, int64_t p0, int64_t rows, int64_t unit, bool more_passes, float* sums) {
+  void begin(int64_t block, int64_t chunk) {
+    const bool unforeseen = block_ < 0;
+    block_ = block, chunk_ = chunk;
+    unit_begin_ = block * plan_.units_per_block;
+    unit_end_ = min64(plan_.s.units, unit_begin_ + plan_.units_per_block);
+    if (unforeseen && plan_.passes > 0) {
+      walk_band({unit_begin_, unit_end_, chunk * plan_.chunk_passes, 0});
+      for (PrefetchWalk& walk : ahead_) walk.fetch(walk.total());
+    }
+  }
+
+  // sums: of the block's units, overwritten.
+  void add_chunk(float* sums) {
+    const int64_t floats = (unit_end_ - unit_begin_) * plan_.unit_floats();
+    const int64_t begin = chunk_ * plan_.chunk_passes;
+    const int64_t end = min64(plan_.passes, begin + plan_.chunk_passes);
+    if (begin >= end) std::memset(sums, 0, sizeof(float) * floats);  // an empty batch
+    for (int64_t pass = begin; pass < end; ++pass) {
+      const int64_t link = (pass - begin) % plan_.chain_passes;
+      float* chain = pass - begin < plan_.chain_passes ? sums : chain_sums_;
+      for (int64_t p0 = 0; p0 < plan_.rows; p0 += plan_.band_rows) {
+        const int64_t rows = min64(plan_.band_rows, plan_.rows - p0);
+        for (int64_t unit = unit_begin_; unit < unit_end_; ++unit) {
+          band(pass, p0, rows, unit, {link == 0 && p0 == 0, pass + 1 < end},
+               chain + (unit - unit_begin_) * plan_.unit_floats());
+        }
+      }
+      if (chain == sums || (link + 1 < plan_.chain_passes && pass + 1 < end)) continue;
+      for (int64_t i = 0; i < floats; i += Vec::kLanes) {
+        Vec::store(sums + i, Vec::add(Vec::load(sums + i), Vec::load(chain + i)));
+      }
+    }
+  }
+
+  struct Place {
+    bool first;        // of what its sums add up
+    bool more_passes;  // follow it
+  };
+
+  void band(int64_t pass, int64_t p0, int64_t rows, int64_t unit, const Place& place, float* sums) {
     float* x_strip = x_strip_ + (unit - unit_begin_) * plan_.x_floats();
     load_x(pass, unit, p0, rows, x_strip);
-    look_ahead(pass, p0, unit, more_passes);
+    look_ahead(pass, p0, rows, unit, place.more_passes);
     for (int64_t j = 0; j < plan_.s.slabs_per_unit; ++j) {
       load_dy(pass, unit * plan_.s.slabs_per_unit + j, p0, rows);
-      for (int r = 0; r < 3; ++r) accumulate(p0, rows, r, x_strip, sums + j * plan_.slab_floats);
+      for (int r = 0; r < 3; ++r)
+        accumulate(p0, rows, r, place.first, x_strip, sums + j * plan_.slab_floats);
     }
   }
 
@@ -345,48 +414,70 @@ class WgradTask {
   void load_x(int64_t pass, int64_t unit, int64_t p0, int64_t rows, float* x_strip) {
     const int64_t pad = plan_.p.pad_h;
     const StripRows strip{x_strip, plan_.window(), plan_.x_row, plan_.p.W * Vec::kLanes, 0, pad};
-    PixelLoader<kPixels, E>::load(
-        x_, plan_.image(pass), plan_.s.in_begin(unit), plan_.s.in_count(unit), x_begin(p0),
-        x_end(p0 + rows - 1) - pad, second_of_x(), strip);
+    PixelLoader<kPixels, E>::load(x_, plan_.image(pass), plan_.s.in_begin(unit),
+                                  plan_.s.in_count(unit), x_begin(p0), x_end(p0 + rows - 1) - pad,
+                                  second_of_x(), strip);
   }
 
   PixelPair second_of_x() const {
     return {plan_.second.images, plan_.second.rows * plan_.p.stride_h};
   }
 
-  // Lets the sums of one unit ask for its share of what the block's next band reads.
-  void look_ahead(int64_t pass, int64_t p0, int64_t unit, bool more_passes) {
+  struct Band {
+    int64_t unit_begin, unit_end, pass, p0;
+  };
+
+  // What a band of a block of units reads.
+  void walk_band(const Band& at) {
     const Slabs& s = plan_.s;
-    for (PrefetchWalk& walk : ahead_) walk = {};
-    p0 += plan_.band_rows;
-    if (p0 >= plan_.rows) {
-      if (!more_passes) return;
-      ++pass, p0 = 0;
-    }
-    const int64_t rows = min64(plan_.band_rows, plan_.rows - p0);
-    const int64_t c = s.in_begin(unit_begin_), k = unit_begin_ * s.out_unit;
-    const int64_t c_end = min64(s.in_channels, s.in_begin(unit_end_));
-    const int64_t k_end = min64(s.out_channels, unit_end_ * s.out_unit);
-    const int64_t calls = s.slabs_per_unit * 3 * ceil_div(s.in_per_group, Vec::kWgradChannels) *
-                          ceil_div(rows, run_rows());
+    const int64_t rows = min64(plan_.band_rows, plan_.rows - at.p0);
+    const int64_t c = s.in_begin(at.unit_begin), k = at.unit_begin * s.out_unit;
+    const int64_t c_end = min64(s.in_channels, s.in_begin(at.unit_end));
+    const int64_t k_end = min64(s.out_channels, at.unit_end * s.out_unit);
     const auto walk = [&](const Activation<E>& t, int64_t n, int64_t first, int64_t last,
                           int64_t h_begin, int64_t h_end) {
       return walk_rows(t, n, first, last - first, max64(0, h_begin), min64(t.h, h_end));
     };
     for (int i = 0; i < kPixels; ++i) {
-      const int64_t n = plan_.image(pass) + i * plan_.second.images;
-      const int64_t h = i * second_of_x().rows, p = p0 + i * plan_.second.rows;
-      ahead_[2 * i] = walk(x_, n, c, c_end, x_begin(p0) + h,
-                           x_end(p0 + rows - 1) - plan_.p.pad_h + h);
+      const int64_t n = plan_.image(at.pass) + i * plan_.second.images;
+      const int64_t h = i * second_of_x().rows, p = at.p0 + i * plan_.second.rows;
+      ahead_[2 * i] =
+          walk(x_, n, c, c_end, x_begin(at.p0) + h, x_end(at.p0 + rows - 1) - plan_.p.pad_h + h);
       ahead_[2 * i + 1] = walk(dy_, n, k, k_end, p, p + rows);
     }
-    for (int i = 0; i < 2 * kPixels; ++i) {
+  }
+
+  // Lets the sums of one unit ask for its share of what the next band reads, be it of this block or
+  // the first of the next, and of what the block writes at its end.
+  void look_ahead(int64_t pass, int64_t p0, int64_t rows, int64_t unit, bool more_passes) {
+    const Slabs& s = plan_.s;
+    for (PrefetchWalk& walk : ahead_) walk = {};
+    Band next{unit_begin_, unit_end_, pass, p0 + plan_.band_rows};
+    if (next.p0 >= plan_.rows) {
+      next.p0 = 0, ++next.pass;
+      if (!more_passes) {
+        const int64_t task = chunk_ * plan_.blocks + block_ + 1;
+        next.unit_begin = task % plan_.blocks * plan_.units_per_block;
+        next.unit_end = min64(s.units, next.unit_begin + plan_.units_per_block);
+        next.pass = task / plan_.blocks * plan_.chunk_passes;
+        if (plan_.chunks == 1) {
+          const int64_t kernel = s.in_per_group * kTaps;
+          const int64_t k = unit_begin_ * s.out_unit;
+          const int64_t k_end = min64(s.out_channels, unit_end_ * s.out_unit);
+          const int64_t bytes = (k_end - k) * kernel * static_cast<int64_t>(sizeof(typename E::T));
+          ahead_[2 * kPixels] = {reinterpret_cast<const char*>(dw_ + k * kernel),
+                                 ceil_div(bytes, kCacheLine), kCacheLine, 1, 0};
+        }
+      }
+    }
+    if (next.pass < plan_.passes) walk_band(next);
+    const int64_t calls = s.slabs_per_unit * 3 * ceil_div(s.in_per_group, Vec::kWgradChannels) *
+                          ceil_div(rows, plan_.run_rows);
+    for (int i = 0; i < kWalks; ++i) {
       ahead_[i].take_share(unit - unit_begin_, unit_end_ - unit_begin_);
       quota_[i] = ceil_div(ahead_[i].total(), calls);
     }
   }
-
-  int64_t run_rows() const { return max64(1, kRunPixels / plan_.p.Q); }
 
   void load_dy(int64_t pass, int64_t slab, int64_t p0, int64_t rows) {
     const StripRows strip{dy_strip_, plan_.rows, plan_.dy_row, 0, -p0 * plan_.dy_row, 0};
@@ -405,14 +496,15 @@ class WgradTask {
     return bits;
   }
 
-  void accumulate(int64_t p0, int64_t rows, int r, const float* x_strip, float* slab_sums) {
+  void accumulate(int64_t p0, int64_t rows, int r, bool first, const float* x_strip,
+                  float* slab_sums) {
     const ConvProblem& p = plan_.p;
     const bool permute = plan_.s.permute;
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t slot = ((p0 + i) * p.stride_h + r) % plan_.window();
       rows_[i] = {x_strip + slot * plan_.x_row, dy_strip_ + i * plan_.dy_row, used(p0 + i, r)};
     }
-    const int64_t run = run_rows();
+    const int64_t run = ceil_div(rows, ceil_div(rows, plan_.run_rows));  // runs of one size
     WgradBlock b{rows_, run, p.W, p.Q, p.pad_w, 0, group_base_, false, nullptr};
     int64_t c = 0;
     while (c < plan_.s.in_per_group) {
@@ -425,8 +517,8 @@ class WgradTask {
       const WgradFunction block =
           permute ? select_wgrad<true>(stride, channels) : select_wgrad<false>(stride, channels);
       for (int64_t i = 0; i < rows; i += run) {
-        b.rows = rows_ + i, b.count = min64(run, rows - i), b.first = p0 + i == 0;
-        for (int k = 0; k < 2 * kPixels; ++k) ahead_[k].fetch(quota_[k]);
+        b.rows = rows_ + i, b.count = min64(run, rows - i), b.first = first && i == 0;
+        for (int k = 0; k < kWalks; ++k) ahead_[k].fetch(quota_[k]);
         block(b);
       }
       c += channels;
@@ -438,47 +530,27 @@ class WgradTask {
   ScratchLease scratch_;
   Activation<E> x_, dy_;
   WgradRow* rows_;
-  float *x_strip_, *dy_strip_, *image_sums_;
-  int64_t unit_begin_ = 0, unit_end_ = 0;
-  PrefetchWalk ahead_[2 * kPixels];  // x and dy, of each pixel of a word
-  int64_t quota_[2 * kPixels] = {};
+  float *x_strip_, *dy_strip_, *chain_sums_, *block_sums_;
+  typename E::T* dw_;
+  int64_t block_ = -1, chunk_ = 0, unit_begin_ = 0, unit_end_ = 0;
+  static constexpr int kWalks = 2 * kPixels + 1;
+  PrefetchWalk ahead_[kWalks];  // x and dy, of each pixel of a word, and dw
+  int64_t quota_[kWalks] = {};
   Vec::Index group_base_{};
 };
-
-// Adds the chunks of one slab in order and writes its rows of dw, [lane][c_per_group][9].
-template <class E>
-inline void reduce_slab(const WgradPlan& plan, const float* partials, int64_t slab,
-                        typename E::T* dw) {
-  constexpr int64_t L = Vec::kLanes;
-  const int64_t per_chunk = plan.s.slabs() * plan.slab_floats;
-  const int64_t vectors = plan.s.in_per_group * kTaps;
-  typename E::T* rows = dw + plan.s.out_begin(slab) * vectors;
-  const float* first = partials + slab * plan.slab_floats;
-  for (int64_t v0 = 0; v0 < vectors; v0 += L) {
-    const int count = static_cast<int>(min64(L, vectors - v0));
-    alignas(64) float block[L * L];
-    for (int v = 0; v < count; ++v) {
-      const float* at = first + (v0 + v) * L;
-      Vec::Reg sum = Vec::load(at);
-      for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) {
-        sum = Vec::add(sum, Vec::load(at + chunk * per_chunk));
-      }
-      Vec::store(block + v * L, sum);
-    }
-    transpose_out<E>(block, L, plan.s.lanes(slab), count, rows + v0, vectors);
-  }
-}
 
 template <class E>
 void direct_wgrad(const PassArgs& args) {
   const WgradPlan plan = make_wgrad_plan(args);
+  const int64_t chunk_floats = plan.s.slabs() * plan.slab_floats;
   const ScratchLease partials(ScratchSlot::kShared,
-                              sizeof(float) * plan.chunks * plan.s.slabs() * plan.slab_floats);
+                              sizeof(float) * (plan.chunks == 1 ? 0 : plan.chunks * chunk_floats));
   struct Context {
     const WgradPlan& plan;
     const PassArgs& args;
     float* partials;
-  } context{plan, args, partials.floats()};
+    int64_t chunk_floats;
+  } context{plan, args, partials.floats(), chunk_floats};
 
   args.parallel.run(
       plan.tasks(),
@@ -487,17 +559,22 @@ void direct_wgrad(const PassArgs& args) {
         WgradTask<E> task(x.plan, x.args);
         for (int64_t i = begin; i < end; ++i) {
           const int64_t block = i % x.plan.blocks, chunk = i / x.plan.blocks;
-          task.run(block, chunk, x.partials + chunk * x.plan.s.units * x.plan.unit_floats());
+          if (x.plan.chunks == 1) {
+            task.run_and_reduce(block);
+          } else {
+            task.run(block, chunk, x.partials + chunk * x.chunk_floats);
+          }
         }
       },
       &context);
+  if (plan.chunks == 1) return;
   args.parallel.run(
       plan.s.slabs(),
       [](int64_t begin, int64_t end, void* opaque) {
         const Context& x = *static_cast<Context*>(opaque);
         auto* dw = static_cast<typename E::T*>(x.args.w);
         for (int64_t slab = begin; slab < end; ++slab) {
-          reduce_slab<E>(x.plan, x.partials, slab, dw);
+          reduce_slab<E>(x.plan, x.partials + slab * x.plan.slab_floats, slab, dw);
         }
       },
       &context);

@@ -40,7 +40,8 @@ struct Vec : Avx512 {
   static void zip_words(const uint16_t* a, const uint16_t* b, Reg& first, Reg& second) {
     const __m512i low = _mm512_loadu_si512(a), high = _mm512_loadu_si512(b);
     first = _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, interleave(0, 32), high));
-    second = _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, interleave(kLanes, kLanes + 32), high));
+    second =
+        _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, interleave(kLanes, kLanes + 32), high));
   }
   // Words (a[i], b[i]) for kLanes.
   static Reg zip_words(const uint16_t* a, const uint16_t* b) {
@@ -53,8 +54,8 @@ struct Vec : Avx512 {
   static Reg zip_words(const uint16_t* a, const uint16_t* b, int n) {
     const __m256i low = _mm256_maskz_loadu_epi16(a == nullptr ? 0 : first(n), a);
     const __m256i high = _mm256_maskz_loadu_epi16(b == nullptr ? 0 : first(n), b);
-    return _mm512_castsi512_ps(_mm512_or_si512(
-        _mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
+    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(low),
+                                               _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
   }
 
  private:
