@@ -251,8 +251,9 @@ class ConvTask {
     const int64_t begin = max64(0, plan_.col_origin);
     const int64_t cols = min64(plan_.c.in_w, plan_.col_origin + plan_.strip_cols) - begin;
     if (h_begin >= h_end || cols <= 0) return;
-    const StripRows rows{strip, plan_.window, plan_.strip_row, plan_.strip_cols * kPitch,
-                         (begin - plan_.col_origin) * kPitch};
+    const int64_t offset = (begin - plan_.col_origin) * kPitch;
+    const StripRows rows{strip, plan_.window, plan_.strip_row, plan_.strip_cols * kPitch, offset,
+                         0};
     load_rows<Words>(in_, n, plan_.s.in_begin(unit), plan_.s.in_count(unit), h_begin, h_end, begin,
                      cols, rows);
   }

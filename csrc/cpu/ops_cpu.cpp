@@ -149,9 +149,10 @@ Tensor wgrad(const Tensor& grad_output, const Tensor& input, IntList weight_size
   const bool nhwc = suggests_channels_last(input);
   const Tensor x = dense(input, nhwc);
   const Tensor dy = dense(grad_output, nhwc);
-  Tensor dw = allocate(input, {p.K, p.c_per_group(), p.R, p.S}, false);
+  const bool in_place = channels_last && direct_refusal(p, to_dtype(x.scalar_type())) == nullptr;
+  Tensor dw = allocate(input, {p.K, p.c_per_group(), p.R, p.S}, in_place);
   launch(Pass::kWgrad, p, x.scalar_type(), nhwc, x, dw, dy, nullptr);
-  if (!channels_last) return dw;
+  if (channels_last == in_place) return dw;
   // A copy, not contiguous(): that keeps other strides where an extent is 1.
   Tensor out = allocate(input, {p.K, p.c_per_group(), p.R, p.S}, true);
   torch::stable::copy_(out, dw);

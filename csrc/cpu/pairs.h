@@ -92,84 +92,52 @@ struct WeightPacker<2, ElementBF16> {
   }
 };
 
-template <>
-struct PixelLoader<2, ElementBF16> {
-  using Tensor = Activation<ElementBF16>;
+// Words of two pixels of a channel; a null one is zero.
+struct PixelPairWords {
+  static constexpr int kPitch = Vec::kLanes;
+  bool low, high;
+  int64_t distance;  // elements from the first pixel to the second
 
-  static void x(const Tensor& t, int64_t n, int64_t c0, int64_t channels, int64_t h_begin,
-                int64_t h_end, int64_t first, int64_t words, int64_t stride,
-                const StripRows& strip) {
-    load(t, n, c0, channels, h_begin, h_end, {first, 1, stride}, words, strip);
+  void pixel(const uint16_t* src, int channels, float* dst) const {
+    Vec::store(dst, zip(src, channels));
   }
-  static void dy(const Tensor& t, int64_t n, int64_t c0, int64_t channels, int64_t h_begin,
-                 int64_t h_end, const StripRows& strip) {
-    load(t, n, c0, channels, h_begin, h_end, {0, 2, 1}, ceil_div(t.w, 2), strip);
+  void block(Vec::Reg (&words)[Vec::kLanes], const uint16_t* src, int64_t plane, int64_t channels,
+             int64_t n) const {
+    const int count = static_cast<int>(min64(Vec::kLanes, n));
+    for (int i = 0; i < Vec::kLanes; ++i) {
+      words[i] = i < channels ? zip(src + i * plane, count) : Vec::zero();
+    }
   }
+  static void store(float* dst, Vec::Reg v, int /*part*/) { Vec::store(dst, v); }
 
  private:
-  // Word j holds columns first + j * step and, behind it, first + j * step + gap.
-  struct Columns {
-    int64_t first, step, gap;
-  };
+  Vec::Reg zip(const uint16_t* src, int n) const {
+    if (low && high && n == Vec::kLanes) return Vec::zip_words(src, src + distance);
+    return Vec::zip_words(low ? src : nullptr, high ? src + distance : nullptr, n);
+  }
+};
 
-  // Columns outside the tensor are zeros. Words of kLanes channels, padded with zeros.
-  static void load(const Tensor& t, int64_t n, int64_t c0, int64_t channels, int64_t h_begin,
-                   int64_t h_end, const Columns& at, int64_t words, const StripRows& strip) {
-    constexpr int64_t L = Vec::kLanes;
-    for (int64_t h = h_begin; h < h_end; ++h) {
-      for (int64_t c = 0; c < channels; c += L) {
-        const uint16_t* row = t.at(n, c0 + c, h, 0);
-        const int count = static_cast<int>(min64(L, channels - c));
-        float* dst = strip.at(h) + c / L * strip.chunk;
-        if (t.nhwc) {
-          load_nhwc(row, t.channels, t.w, count, at, words, dst);
-        } else {
-          load_nchw(row, t.h * t.w, t.w, count, at, words, dst);
-        }
+template <>
+struct PixelLoader<2, ElementBF16> {
+  static void load(const Activation<ElementBF16>& t, int64_t n, int64_t c0, int64_t channels,
+                   int64_t h_begin, int64_t h_end, const PixelPair& second,
+                   const StripRows& strip) {
+    const int64_t distance = t.at(second.images, 0, second.rows, 0) - t.data;
+    const auto inside = [&](int64_t h) { return h >= 0 && h < t.h; };
+    for (int64_t h = h_begin, end; h < h_end; h = end) {
+      const bool low = inside(h), high = inside(h + second.rows);
+      end = h + 1;
+      while (end < h_end && inside(end) == low && inside(end + second.rows) == high) ++end;
+      if (low) {
+        load_rows(t, n, c0, channels, h, end, 0, t.w, strip, PixelPairWords{low, high, distance});
+      } else if (high) {
+        // Counted from the second pixels, for the first ones lie outside the tensor.
+        StripRows from_second = strip;
+        from_second.shift -= second.rows;
+        load_rows(t, n + second.images, c0, channels, h + second.rows, end + second.rows, 0, t.w,
+                  from_second, PixelPairWords{low, high, 0});
       }
     }
-  }
-
-  static void load_nhwc(const uint16_t* row, int64_t pixel, int64_t width, int channels,
-                        const Columns& at, int64_t words, float* dst) {
-    for (int64_t j = 0; j < words; ++j) {
-      const int64_t low = at.first + j * at.step, high = low + at.gap;
-      const int n_low = low >= 0 && low < width ? channels : 0;
-      const int n_high = high >= 0 && high < width ? channels : 0;
-      Vec::store(dst + j * Vec::kLanes,
-                 Vec::zip_words(row + low * pixel, 0, n_low, row + high * pixel, 0, n_high));
-    }
-  }
-
-  static void load_nchw(const uint16_t* row, int64_t plane, int64_t width, int channels,
-                        const Columns& at, int64_t words, float* dst) {
-    constexpr int64_t L = Vec::kLanes;
-    for (int64_t j0 = 0; j0 < words; j0 += L) {
-      const int64_t low = at.first + j0 * at.step, high = low + at.gap;
-      Vec::Reg block[L];
-      for (int c = 0; c < L; ++c) {
-        const uint16_t* src = row + c * plane;
-        if (c >= channels) {
-          block[c] = Vec::zero();
-        } else if (at.step == 2) {  // neighbouring columns are words already
-          block[c] = Vec::load_words(src + low, static_cast<int>(min64(2 * L, width - low)));
-        } else {
-          block[c] = Vec::zip_words(src + low, begin(low), end(low, width), src + high, begin(high),
-                                    end(high, width));
-        }
-      }
-      Vec::transpose(block);
-      const int64_t count = min64(L, words - j0);
-      for (int64_t j = 0; j < count; ++j) Vec::store(dst + (j0 + j) * L, block[j]);
-    }
-  }
-
-  // Of kLanes columns from `column` on, those in [begin, end) lie in a row of `width`.
-  static int begin(int64_t column) {
-    return static_cast<int>(min64(Vec::kLanes, max64(0, -column)));
-  }
-  static int end(int64_t column, int64_t width) {
-    return static_cast<int>(max64(0, min64(Vec::kLanes, width - column)));
   }
 };
 

@@ -89,13 +89,14 @@ struct Activation {
 
 // Where the columns of some rows of one unit go.
 struct StripRows {
-  float* ring;     // row h is in slot h % slots
+  float* ring;
   int64_t slots;   // rows of the ring
   int64_t row;     // words of a strip row
   int64_t chunk;   // words of one chunk of a row
   int64_t offset;  // words in front of the first column
+  int64_t shift;   // row h is in slot (h + shift) % slots
 
-  float* at(int64_t h) const { return ring + h % slots * row + offset; }
+  float* at(int64_t h) const { return ring + (h + shift) % slots * row + offset; }
 };
 
 // Walks over the columns of strip rows, from one row to the next.
@@ -138,7 +139,7 @@ struct WordLoader {
 template <class Words, class E>
 inline void load_rows(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels,
                       int64_t h_begin, int64_t h_end, int64_t begin, int64_t cols,
-                      const StripRows& strip) {
+                      const StripRows& strip, const Words& words = {}) {
   constexpr int64_t L = Vec::kLanes, kPitch = Words::kPitch, kPixelsPerVector = L / kPitch;
   if (t.nhwc) {
     for (int64_t h = h_begin; h < h_end; ++h) {
@@ -148,11 +149,11 @@ inline void load_rows(const Activation<E>& t, int64_t n, int64_t c0, int64_t cha
         const int count = static_cast<int>(min64(L, channels - c));
         if (count == L) {
           for (int64_t j = 0; j < cols; ++j) {
-            Words::pixel(src + j * t.channels, Vec::kLanes, dst + j * kPitch);
+            words.pixel(src + j * t.channels, Vec::kLanes, dst + j * kPitch);
           }
         } else {
           for (int64_t j = 0; j < cols; ++j) {
-            Words::pixel(src + j * t.channels, count, dst + j * kPitch);
+            words.pixel(src + j * t.channels, count, dst + j * kPitch);
           }
         }
       }
@@ -169,11 +170,11 @@ inline void load_rows(const Activation<E>& t, int64_t n, int64_t c0, int64_t cha
       // A transposed vector holds as many pixels of a chunk as fit.
       for (int64_t j0 = 0; j0 < span; j0 += kPixelsPerVector * L) {
         Vec::Reg block[L];
-        Words::block(block, src + j0, plane, channels - c, span - j0);
+        words.block(block, src + j0, plane, channels - c, span - j0);
         Vec::transpose(block);
         for (int part = 0; part < kPixelsPerVector; ++part) {
           const int64_t count = min64(L, span - j0 - part * L);
-          for (int64_t j = 0; j < count; ++j) Words::store(at.next(kPitch), block[j], part);
+          for (int64_t j = 0; j < count; ++j) words.store(at.next(kPitch), block[j], part);
         }
       }
     }

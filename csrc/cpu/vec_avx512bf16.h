@@ -39,33 +39,32 @@ struct Vec : Avx512 {
   // Words (a[i], b[i]) for 2 * kLanes.
   static void zip_words(const uint16_t* a, const uint16_t* b, Reg& first, Reg& second) {
     const __m512i low = _mm512_loadu_si512(a), high = _mm512_loadu_si512(b);
-    first = _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, interleave(0), high));
-    second = _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, interleave(kLanes), high));
+    first = _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, interleave(0, 32), high));
+    second =
+        _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, interleave(kLanes, kLanes + 32), high));
   }
-  // Words (a[i], b[i]) for the first n of kLanes; b may be null, which stands for zeros.
+  // Words (a[i], b[i]) for kLanes.
+  static Reg zip_words(const uint16_t* a, const uint16_t* b) {
+    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
+    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
+    const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi16(interleave(0, kLanes), both));
+  }
+  // Words (a[i], b[i]) for the first n of kLanes; null stands for zeros.
   static Reg zip_words(const uint16_t* a, const uint16_t* b, int n) {
-    return zip_words(a, 0, n, b, 0, b == nullptr ? 0 : n);
-  }
-  // Words (a[i], b[i]) with zeros for a[i] outside [a_begin, a_end) and for b likewise; nothing
-  // there is read.
-  static Reg zip_words(const uint16_t* a, int a_begin, int a_end, const uint16_t* b, int b_begin,
-                       int b_end) {
-    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(range(a_begin, a_end), a));
-    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(range(b_begin, b_end), b));
-    return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    const __m256i low = _mm256_maskz_loadu_epi16(a == nullptr ? 0 : first(n), a);
+    const __m256i high = _mm256_maskz_loadu_epi16(b == nullptr ? 0 : first(n), b);
+    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(low),
+                                               _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
   }
 
  private:
-  // Element `from` of the first operand, of the second, the next of the first and so on.
-  static __m512i interleave(int from) {
+  // Elements a, b, a + 1, b + 1 and so on.
+  static __m512i interleave(int a, int b) {
     const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i index = _mm512_add_epi32(lanes, _mm512_set1_epi32(from));
-    return _mm512_or_si512(index,
-                           _mm512_slli_epi32(_mm512_add_epi32(index, _mm512_set1_epi32(32)), 16));
-  }
-  static __mmask16 range(int begin, int end) {
-    if (end <= begin) return 0;
-    return static_cast<__mmask16>((1u << end) - (1u << begin));
+    const __m512i low = _mm512_add_epi32(lanes, _mm512_set1_epi32(a));
+    const __m512i high = _mm512_add_epi32(lanes, _mm512_set1_epi32(b));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
   }
 };
 
