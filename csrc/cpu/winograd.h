@@ -278,7 +278,7 @@ class WinogradTask {
   }
 
   StripRows strip_rows(float* strip) const {
-    return {strip, plan_.window, plan_.strip_row, plan_.c.in_w * Vec::kLanes, 0};
+    return {strip, plan_.window, plan_.strip_row, plan_.c.in_w * Vec::kLanes, 0, 0};
   }
 
   void load(int64_t n, int64_t unit, int64_t h_begin, int64_t h_end, float* strip) const {
