@@ -34,7 +34,6 @@ def _blocks(size: int, least: int) -> Unsuited:
 
 # Channels per group, in and out alike, with which oneDNN was measured to be the faster one in a
 # pass, with a dtype, in channels_last or not, at a stride: see docs/performance-notes.md.
-_FEWEST_CHANNELS = 4
 _FASTER_IN_ATEN: dict[tuple[Pass, torch.dtype, bool, int], Unsuited] = {
     ("fprop", torch.float32, True, 2): _above(64),
     ("fprop", torch.bfloat16, True, 1): _above(120),
@@ -117,8 +116,8 @@ def _faster_in_aten(query: Query) -> str | None:
         slower = min(channels) < 2 or (
             query.channels_last and (query.pass_name, query.dtype) != ("wgrad", torch.bfloat16)
         )
-    elif channels[0] < _FEWEST_CHANNELS:
-        slower = True
+    elif channels[0] < 6 and channels[0] not in (2, 4):
+        slower = query.channels_last or channels[0] == 1  # most lanes of a vector stay idle
     else:
         key = (query.pass_name, query.dtype, query.channels_last, stride)
         slower = key in _FASTER_IN_ATEN and _FASTER_IN_ATEN[key](channels[0])
