@@ -227,6 +227,37 @@ def test_explain_takes_what_the_function_takes(name: str):
         assert word in reason
 
 
+@pytest.mark.parametrize(
+    ("case", "passes"),
+    [
+        (("float32", "nhwc", 56, 56, 1), "native native native"),
+        (("float32", "nhwc", 112, 112, 2), "aten native native"),
+        (("float32", "nchw", 112, 112, 2), "native native aten"),
+        (("bfloat16", "nhwc", 232, 232, 1), "aten aten aten"),
+        (("float16", "nhwc", 232, 232, 1), "native native native"),
+        (("float32", "nhwc", 4, 8, 1), "aten aten aten"),
+        (("bfloat16", "nhwc", 4, 8, 1), "aten aten native"),
+        (("float32", "nchw", 4, 8, 1), "native native native"),
+        (("float32", "nchw", 1, 1, 1), "aten aten aten"),
+        (("float32", "nhwc", 3, 3, 1), "aten aten aten"),
+        (("float32", "nchw", 3, 3, 1), "native native native"),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_the_faster_one_is_chosen_by_channels_per_group(case: tuple, passes: str):
+    dtype, layout, c_per_group, k_per_group, stride = case
+    kind = getattr(torch, dtype)
+    x = torch.randn(1, 2 * c_per_group, 5, 5).to(kind).to(memory_format=LAYOUTS[layout])
+    weight = torch.randn(2 * k_per_group, c_per_group, 3, 3).to(kind)
+    with use_backend("auto"):
+        decision = explain(x, weight, None, stride, 1, 1, 2)
+    for name, expected in zip(PASSES, passes.split(), strict=True):
+        backend, _, reason = decision.passes[name]
+        assert backend == expected
+        if backend == "aten":
+            assert f"{c_per_group} channels in and {k_per_group} out" in reason
+
+
 def test_explain_computes_nothing():
     with torch.profiler.profile() as profile:
         explain(*CALL)
