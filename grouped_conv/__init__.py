@@ -11,6 +11,7 @@ _libraries.load()
 
 from grouped_conv._version import __version__  # noqa: E402
 from grouped_conv.convert import Report, replace_grouped_conv_  # noqa: E402
+from grouped_conv.export import aten_decompositions  # noqa: E402
 from grouped_conv.functional import (  # noqa: E402
     Decision,
     available_backends,
@@ -20,13 +21,15 @@ from grouped_conv.functional import (  # noqa: E402
     grouped_conv2d_affine,
     use_backend,
 )
-from grouped_conv.modules import GroupedConv2d  # noqa: E402
+from grouped_conv.modules import GroupedConv2d, LazyGroupedConv2d  # noqa: E402
 
 __all__ = [
     "Decision",
     "GroupedConv2d",
+    "LazyGroupedConv2d",
     "Report",
     "__version__",
+    "aten_decompositions",
     "available_backends",
     "explain",
     "fold_batch_norm",

@@ -120,14 +120,16 @@ def _resolve_padding(
 
 
 def _transform_reason() -> str | None:
-    """Why an active transform sends a call to ATen; compiled graphs are traced below them."""
-    if torch.compiler.is_compiling():
-        return None
+    """Why an active transform sends a call to ATen. The compiler traces through these questions."""
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation goes through ATen"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._functorch.get_dynamic_layer_stack_depth() > 0:
         return "torch.func transforms go through ATen"
     return None
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def _tensor_reason(x: Any, w: Any, b: Any) -> str | None:
@@ -160,6 +162,8 @@ def _parse(
     """
     if reason := _transform_reason():
         return reason
+    if _is_traced() and torch.onnx.is_in_onnx_export():
+        return "ONNX has a convolution of its own"
     if isinstance(x, Tensor) and (dtype := autocast_dtype(x.device.type)) is not None:
         device = x.device.type
         x, w, b = (cast(t, dtype, device) if isinstance(t, Tensor) else t for t in (x, w, b))
@@ -249,28 +253,44 @@ def grouped_conv2d(
         key = _key(input, weight, bias, stride, padding, dilation, groups, backend)
         known = None if key is None else _known.get(key)
         if known is not None:
+            if known is _ATEN:
+                return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
             return call(torch.ops.grouped_conv.fprop.default, input, weight, bias, *known)
     request = _parse(input, weight, bias, stride, padding, dilation, groups)
     if isinstance(request, str):
-        return _by_aten(request, backend, (input, weight, bias, stride, padding, dilation, groups))
+        y = _by_aten(request, backend, (input, weight, bias, stride, padding, dilation, groups))
+        _remember(key, _ATEN)
+        return y
     decision = decide_query(request.query("fprop"), backend)
     r = request
     # An empty batch leaves nothing to compute; ATen knows the strides that its result has.
     empty = not torch.compiler.is_compiling() and r.input.shape[0] == 0
     if decision.backend == "aten" or empty:
+        _remember(key, _ATEN)
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     attributes = (r.stride, r.padding, r.dilation, r.groups)
-    if key is not None and r.input is input and len(_known) < _KNOWN_LIMIT:
-        _known[key] = attributes
+    if r.input is input:
+        _remember(key, attributes)
     y = call(torch.ops.grouped_conv.fprop.default, r.input, r.weight, r.bias, *attributes)
     return y if r.batched else y.squeeze(0)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-# Calls whose attributes are resolved and which native takes: parsing one again would cost as much
-# as dispatching it. By everything that parsing and the choice depend on.
+# Calls whose attributes are resolved and whose backend is chosen: parsing one again would cost as
+# much as dispatching it. By everything that parsing and the choice depend on.
 _known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 _KNOWN_LIMIT = 4096
+_ATEN: tuple[Any, ...] = ()
+"""Among the known calls: one that ATen takes, as it was made."""
+
+
+def _remember(key: tuple[Any, ...] | None, how: tuple[Any, ...]) -> None:
+    """Note how a call is made. A full table is emptied: what is still in use returns at once."""
+    if key is None:
+        return
+    if len(_known) >= _KNOWN_LIMIT:
+        _known.clear()
+    _known[key] = how
 
 
 def _is_plain(attribute: Any) -> bool:
@@ -294,19 +314,20 @@ def _key(
     backend: str | None,
 ) -> tuple[Any, ...] | None:
     """What identifies a plain call; None for one that must be parsed each time."""
-    if torch.compiler.is_compiling() or _transform_reason() is not None:
+    if _is_traced() or _transform_reason() is not None or torch._C._is_any_autocast_enabled():
         return None
-    if x.layout is not torch.strided or w.layout is not torch.strided:
+    if x.layout is not torch.strided or w.layout is not torch.strided or x.is_nested or w.is_nested:
         return None
-    if x.is_nested or w.is_nested or autocast_dtype(x.device.type) is not None:
+    if type(groups) is not int:
         return None
-    if type(groups) is not int or not all(map(_is_plain, (stride, padding, dilation))):
+    if not (_is_plain(stride) and _is_plain(padding) and _is_plain(dilation)):
         return None
-    activation = (x.shape, x.stride(), x.dtype, x.device)
-    weight = (w.shape, w.stride(), w.dtype, w.device)
-    bias = None if b is None else (b.shape, b.dtype, b.device, b.layout)
     name = current_backend() if backend is None else backend
-    return (activation, weight, bias, stride, padding, dilation, groups, name)
+    attributes = (stride, padding, dilation, groups, name)
+    tensors = (x.shape, x.stride(), x.dtype, x.device, w.shape, w.stride(), w.dtype, w.device)
+    if b is None:
+        return (*tensors, *attributes)
+    return (*tensors, b.shape, b.dtype, b.device, b.layout, *attributes)
 
 
 def _by_aten(reason: str, backend: str | None, args: tuple[Any, ...]) -> Tensor:

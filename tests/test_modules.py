@@ -14,7 +14,7 @@ from support import DTYPES, LAYOUTS, memory_format, short, threads
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from grouped_conv import GroupedConv2d
+from grouped_conv import GroupedConv2d, LazyGroupedConv2d
 
 CONFIGURATIONS = {
     "four per group": {"groups": 8, "padding": 1},
@@ -239,6 +239,45 @@ def test_parametrized_weights(wrap):
     theirs = wrap(theirs)
     x = torch.randn(2, 32, 9, 8)
     assert_alike(run(ours, x), run(theirs, x))
+
+
+@pytest.mark.once
+def test_lazy_layer_becomes_ours_at_its_first_input():
+    torch.manual_seed(7)
+    ours = LazyGroupedConv2d(32, 3, padding=1, groups=8)
+    x = torch.randn(2, 32, 9, 8)
+    y = ours(x)
+    assert type(ours) is GroupedConv2d
+    assert ours.weight.shape == (32, 4, 3, 3)
+    theirs = nn.Conv2d(32, 32, 3, padding=1, groups=8)
+    theirs.load_state_dict(ours.state_dict())
+    assert_alike([y.detach()], [theirs(x).detach()])
+
+
+@pytest.mark.once
+def test_fuse_conv_bn_eval():
+    layer = GroupedConv2d(32, 32, 3, groups=8).eval()
+    norm = nn.BatchNorm2d(32).eval()
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    fused = nn.utils.fuse_conv_bn_eval(layer, norm)
+    x = torch.randn(2, 32, 9, 8)
+    assert type(fused) is GroupedConv2d
+    torch.testing.assert_close(fused(x), norm(layer(x)), rtol=1e-4, atol=1e-4)
+
+
+def test_deterministic_mode(layout: str):
+    """It changes nothing: the kernels are deterministic without."""
+    layer = GroupedConv2d(32, 32, 3, padding=1, groups=8).to(memory_format=LAYOUTS[layout])
+    x = torch.randn(2, 32, 9, 8).contiguous(memory_format=LAYOUTS[layout])
+    expected = run(layer, x)
+    torch.use_deterministic_algorithms(True)
+    try:
+        actual = run(layer, x)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(actual, expected, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_functional_call():
