@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
+from grouped_conv import sharding
 from grouped_conv.backends import ORDER, Query
 from grouped_conv.ops import autocast_dtype, cast, compose_epilogue, epilogue_refusal
 from grouped_conv.problem import PASSES, ConvProblem, Pass
@@ -256,6 +257,8 @@ def grouped_conv2d(
             if known is _ATEN:
                 return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
             return call(torch.ops.grouped_conv.fprop.default, input, weight, bias, *known)
+    elif sharding.meets_dtensor(input, weight):
+        sharding.register()
     request = _parse(input, weight, bias, stride, padding, dilation, groups)
     if isinstance(request, str):
         y = _by_aten(request, backend, (input, weight, bias, stride, padding, dilation, groups))
@@ -411,6 +414,8 @@ def grouped_conv2d_affine(
             raise TypeError(f"{name} must be a tensor or None, not {type(t).__name__}")
     relu = activation == "relu"
     args: tuple[Any, ...] = (input, weight, bias, stride, padding, dilation, groups)
+    if sharding.meets_dtensor(input, weight):
+        sharding.register()
     request = _parse(*args)
     if isinstance(input, Tensor) and (dtype := autocast_dtype(input.device.type)) is not None:
         device = input.device.type

@@ -113,7 +113,7 @@ MODELS = {
     "DPN": (DPN, 2, 1, 1),
     "dense alone": (lambda: Block(lambda: conv(groups=1)), 3, 0, 0),
     "grouped, but not for our kernels": (
-        lambda: Block(lambda: conv(dilation=2, groups=8)),
+        lambda: Block(lambda: conv(groups=32)),
         3,
         0,
         0,
