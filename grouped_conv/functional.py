@@ -236,6 +236,8 @@ def grouped_conv2d(
         cannot compute this call. ValueError: there is no backend of that name.
     """
     if has_torch_function((input, weight, bias)):
+        if _is_expanded_weight(weight) or _is_expanded_weight(bias):
+            return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         result: Tensor = handle_torch_function(
             grouped_conv2d,
             (input, weight, bias),
@@ -276,6 +278,11 @@ def grouped_conv2d(
         _remember(key, attributes)
     y = call(torch.ops.grouped_conv.fprop.default, r.input, r.weight, r.bias, *attributes)
     return y if r.batched else y.squeeze(0)
+
+
+def _is_expanded_weight(t: Any) -> bool:
+    """A parameter under ``call_for_per_sample_grads``, which knows PyTorch's functions alone."""
+    return type(t).__name__ == "ExpandedWeight"
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
