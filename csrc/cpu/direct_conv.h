@@ -23,8 +23,12 @@
 
 namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
-// Bytes of strips and weights: a block stays in L2, and is wide enough for DRAM to be read in runs.
+// Bytes of strips and weights of a block, which stays in L2 and is wide enough for DRAM to be read
+// in runs. What reads and writes pixels in order gains from wider blocks, most of all from one that
+// has all channels; planes, and float32 pixels of which a stride skips three of four, do not.
 constexpr int64_t kRingBudget = int64_t{48} << 10;
+constexpr int64_t kWideRingBudget = int64_t{96} << 10;
+constexpr int64_t kWholeRingBudget = int64_t{160} << 10;
 
 // Tasks: images x blocks of units x bands of rows.
 struct WorkSplit {
@@ -85,8 +89,12 @@ inline void plan_split(ConvPlan& plan, int64_t threads) {
   const int64_t unit_bytes =
       sizeof(float) * (plan.strip_floats() + plan.s.slabs_per_unit * packed_slab_floats(plan.c));
   const int64_t rows = plan.grid_end - plan.grid_begin;
-  plan.split(plan.c.N, plan.s.units, kRingBudget / unit_bytes, rows, Vec::kTileRows,
-             max64(1, rows / (4 * Vec::kTileRows)), threads);
+  const bool in_order =
+      plan.direct_store && (Vec::kChannelsPerWord == 2 || plan.c.stride * plan.c.out_step == 1);
+  const int64_t budget = in_order ? kWideRingBudget : kRingBudget;
+  const bool whole = in_order && plan.s.units * unit_bytes <= kWholeRingBudget;
+  plan.split(plan.c.N, plan.s.units, whole ? plan.s.units : budget / unit_bytes, rows,
+             Vec::kTileRows, max64(1, rows / (4 * Vec::kTileRows)), threads);
 }
 
 // Whether a float32 output is too large to be found in the caches later, and lies so that whole
@@ -103,7 +111,8 @@ inline ConvPlan make_conv_plan(const PassArgs& args) {
   ConvPlan plan{};
   plan.c = make_correlation(args);
   const Correlation& c = plan.c;
-  plan.s = make_slabs(c.groups, c.in_per_group, c.out_per_group);
+  plan.s =
+      make_slabs(c.groups, c.in_per_group, c.out_per_group, Vec::kLanes * Vec::kChannelsPerWord);
 
   int64_t cols = 0;
   int64_t last_tap_row = 0;
@@ -128,7 +137,7 @@ inline ConvPlan make_conv_plan(const PassArgs& args) {
     const int64_t swept = ceil_div(max64(1, col.end - col.begin), plan.px) * plan.px;
     plan.strip_cols = max64(plan.strip_cols, first + (swept - 1) * c.stride + col.taps);
   }
-  plan.strip_row = plan.s.in_chunks * plan.strip_cols * kPitch;
+  plan.strip_row = plan.s.in_chunks * plan.strip_cols * Vec::kLanes;
   plan.out_strip_row = (c.out_w + c.out_step * (plan.px + 1)) * Vec::kLanes;
 
   plan.direct_store = args.layout == Layout::kNHWC;
@@ -251,9 +260,9 @@ class ConvTask {
     const int64_t begin = max64(0, plan_.col_origin);
     const int64_t cols = min64(plan_.c.in_w, plan_.col_origin + plan_.strip_cols) - begin;
     if (h_begin >= h_end || cols <= 0) return;
-    const int64_t offset = (begin - plan_.col_origin) * kPitch;
-    const StripRows rows{strip, plan_.window, plan_.strip_row, plan_.strip_cols * kPitch, offset,
-                         0};
+    const int64_t offset = (begin - plan_.col_origin) * Vec::kLanes;
+    const StripRows rows{
+        strip, plan_.window, plan_.strip_row, plan_.strip_cols * Vec::kLanes, offset, 0};
     load_rows<Words>(in_, n, plan_.s.in_begin(unit), plan_.s.in_count(unit), h_begin, h_end, begin,
                      cols, rows);
   }
@@ -306,7 +315,8 @@ class ConvTask {
     const Correlation& c = plan_.c;
     constexpr int64_t L = Vec::kLanes;
     const int lanes = plan_.s.lanes(slab);
-    const int64_t k0 = plan_.s.out_begin(slab);
+    if (lanes == 0) return;
+    const int64_t k0 = plan_.s.out_begin(slab), first_word = plan_.s.first_word(slab);
     const bool in_place = plan_.direct_store && lanes == L;
     alignas(64) float bias[L];
     load_bias(slab, bias);
@@ -319,9 +329,9 @@ class ConvTask {
       const int rows = static_cast<int>(min64(min64(row.end, end), m + Vec::kTileRows) - first);
       if (rows <= 0) continue;
       TileArgs t{};
-      t.chunk = plan_.strip_cols * kPitch;
+      t.chunk = plan_.strip_cols * Vec::kLanes;
       t.words = static_cast<int>(words(c.in_per_group));
-      t.group_base = group_base_;
+      t.group_base = Vec::next(group_base_, static_cast<int>(first_word));
       t.bias = bias;
       t.factors = &factors;
       const int64_t in_rows = (rows - 1) * c.stride + row.taps;
@@ -329,6 +339,7 @@ class ConvTask {
       for (int64_t i = 0; i < in_rows; ++i) {
         const int64_t h = first * c.stride + row.in_offset + i;
         in_row[i] = h >= 0 && h < c.in_h ? strip + h % plan_.window * plan_.strip_row : zero_row_;
+        if (!plan_.s.permute) in_row[i] += first_word;
       }
       const int64_t out_row = first * c.out_step + row.out_offset;
       if (!plan_.direct_store) {
@@ -346,7 +357,7 @@ class ConvTask {
             weights_ + (slab - first_slab_) * packed_slab_floats(c) + phase_offset(c, rp, cp);
         for (int64_t q = col.begin; q < col.end; q += plan_.px) {
           const int64_t in_col = q * c.stride + col.in_offset - plan_.col_origin;
-          for (int64_t i = 0; i < in_rows; ++i) t.rows[i] = in_row[i] + in_col * kPitch;
+          for (int64_t i = 0; i < in_rows; ++i) t.rows[i] = in_row[i] + in_col * L;
           t.inputs = inputs_.take(inputs_quota_, t.words);
           t.outputs = outputs_.take(outputs_quota_, t.words);
           if (has_epilogue_) t.residuals = residuals_.take(residuals_quota_, t.words);

@@ -245,7 +245,7 @@ inline WgradPlan make_wgrad_plan(const PassArgs& args) {
   WgradPlan plan{};
   plan.p = args.problem;
   const ConvProblem& p = plan.p;
-  plan.s = make_slabs(p.G, p.C / p.G, p.K / p.G);
+  plan.s = make_slabs(p.G, p.C / p.G, p.K / p.G, Vec::kLanes);
   plan.passes = p.N, plan.rows = p.P;
   if (kPixels == 2 && p.N % 2 == 0) {
     plan.second.images = 1;

@@ -11,41 +11,23 @@ namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
 template <>
 struct WordLoader<2, ElementBF16> {
-  static constexpr int kPitch = Vec::kLanes / 2;
+  static constexpr int kChunk = 2 * Vec::kLanes;
 
   static void pixel(const uint16_t* src, int channels, float* dst) {
-    if (channels == Vec::kLanes) {
-      std::memcpy(dst, src, sizeof(uint16_t) * Vec::kLanes);
-    } else {
-      Vec::store_partial(dst, Vec::load_words(src, channels), kPitch);
-    }
+    Vec::store(dst, Vec::load_words(src, channels));
   }
-  // kPitch vectors of the first kLanes columns, and as many of the next.
   static void block(Vec::Reg (&words)[Vec::kLanes], const uint16_t* src, int64_t plane,
                     int64_t channels, int64_t n) {
-    constexpr int L = Vec::kLanes;
-    for (int i = 0; i < kPitch; ++i, src += 2 * plane) {
+    const int count = static_cast<int>(n);
+    for (int i = 0; i < Vec::kLanes; ++i, src += 2 * plane) {
       const int64_t left = channels - 2 * i;
-      if (left >= 2 && n >= 2 * L) {
-        Vec::zip_words(src, src + plane, words[i], words[kPitch + i]);
-        continue;
+      if (left >= 2 && count == Vec::kLanes) {
+        words[i] = Vec::zip_words(src, src + plane);
+      } else if (left >= 1) {
+        words[i] = Vec::zip_words(src, left >= 2 ? src + plane : nullptr, count);
+      } else {
+        words[i] = Vec::zero();
       }
-      const uint16_t* high = left >= 2 ? src + plane : nullptr;
-      for (int part = 0; part < 2; ++part) {
-        const int count = static_cast<int>(min64(L, n - part * L));
-        words[part * kPitch + i] =
-            left < 1 || count < 1
-                ? Vec::zero()
-                : Vec::zip_words(src + part * L, high == nullptr ? high : high + part * L, count);
-      }
-    }
-  }
-  // A vector holds the words of two pixels.
-  static void store(float* dst, Vec::Reg v, int part) {
-    if (part == 0) {
-      Vec::store_low(dst, v);
-    } else {
-      Vec::store_high(dst, v);
     }
   }
 };
@@ -94,7 +76,7 @@ struct WeightPacker<2, ElementBF16> {
 
 // Words of two pixels of a channel; a null one is zero.
 struct PixelPairWords {
-  static constexpr int kPitch = Vec::kLanes;
+  static constexpr int kChunk = Vec::kLanes;
   bool low, high;
   int64_t distance;  // elements from the first pixel to the second
 
@@ -108,7 +90,6 @@ struct PixelPairWords {
       words[i] = i < channels ? zip(src + i * plane, count) : Vec::zero();
     }
   }
-  static void store(float* dst, Vec::Reg v, int /*part*/) { Vec::store(dst, v); }
 
  private:
   Vec::Reg zip(const uint16_t* src, int n) const {

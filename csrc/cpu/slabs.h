@@ -1,6 +1,6 @@
 // How channels map to vector lanes, and how rows of a tensor become strips, from which the register
-// tiles read, and back. A strip row holds the channels of one unit in chunks of kLanes channels:
-// [chunk][column][kPitch] 32-bit words. A word is a float32 here; pairs.h has the strips whose
+// tiles read, and back. A strip row holds the channels of one unit in chunks, which fill a vector:
+// [chunk][column][kLanes] 32-bit words. A word is a float32 here; pairs.h has the strips whose
 // words are two bfloat16.
 #pragma once
 
@@ -13,11 +13,12 @@
 namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
 // A unit is the set of input channels that a strip holds, and the output channels made from them:
-// in permute mode kLanes channels of several whole groups, in broadcast mode one group. Its output
-// channels form slabs of at most kLanes lanes.
+// in permute mode one chunk of several whole groups; in broadcast mode one group, or as many as
+// fill a chunk. Its output channels form slabs of at most kLanes lanes.
 struct Slabs {
   bool permute;
   int64_t units, slabs_per_unit;
+  int64_t slabs_per_group;    // broadcast
   int64_t in_unit, out_unit;  // channels per unit
   int64_t in_chunks;          // chunks of a strip row
   int64_t in_channels, out_channels;
@@ -29,16 +30,20 @@ struct Slabs {
   int64_t out_begin(int64_t slab) const {
     return slab / slabs_per_unit * out_unit + slab % slabs_per_unit * Vec::kLanes;
   }
-  // Lanes of a slab that are channels of the tensor.
+  // Lanes of a slab that are channels of the tensor: none in slabs that the last unit has in
+  // excess.
   int lanes(int64_t slab) const {
     const int64_t unit = slab / slabs_per_unit, first = slab % slabs_per_unit * Vec::kLanes;
     const int64_t in_this_unit = min64(out_unit, out_channels - unit * out_unit);
-    return static_cast<int>(min64(Vec::kLanes, in_this_unit - first));
+    return static_cast<int>(max64(0, min64(Vec::kLanes, in_this_unit - first)));
+  }
+  // The word of a pixel at which the input of a slab's first lane begins.
+  int64_t first_word(int64_t slab) const {
+    const int64_t in_unit_slab = slab % slabs_per_unit;
+    return permute ? in_unit_slab * Vec::kLanes / Vec::kChannelsPerWord
+                   : in_unit_slab / slabs_per_group * in_per_group / Vec::kChannelsPerWord;
   }
 };
-
-// Words of one chunk in one column.
-constexpr int kPitch = Vec::kLanes / Vec::kChannelsPerWord;
 
 constexpr int64_t words(int64_t channels) {
   return (channels + Vec::kChannelsPerWord - 1) / Vec::kChannelsPerWord;
@@ -54,7 +59,9 @@ inline typename V::Index word_base(int channels_per_group) {
   }
 }
 
-inline Slabs make_slabs(int64_t groups, int64_t in_per_group, int64_t out_per_group) {
+// chunk: channels that fill a vector of a strip.
+inline Slabs make_slabs(int64_t groups, int64_t in_per_group, int64_t out_per_group,
+                        int64_t chunk) {
   constexpr int64_t L = Vec::kLanes;
   Slabs s{};
   s.in_per_group = in_per_group, s.out_per_group = out_per_group;
@@ -62,15 +69,19 @@ inline Slabs make_slabs(int64_t groups, int64_t in_per_group, int64_t out_per_gr
   s.permute = in_per_group == out_per_group && in_per_group < L && L % in_per_group == 0 &&
               in_per_group % Vec::kChannelsPerWord == 0;
   if (s.permute) {
-    s.in_unit = s.out_unit = L;
-    s.units = ceil_div(s.in_channels, L);
-    s.slabs_per_unit = 1;
+    s.in_unit = s.out_unit = chunk;
+    s.slabs_per_unit = chunk / L;
   } else {
-    s.in_unit = in_per_group, s.out_unit = out_per_group;
-    s.units = groups;
-    s.slabs_per_unit = ceil_div(out_per_group, L);
+    // A chunk of kLanes channels holds one group, for wgrad works on one at a time.
+    const bool fills = chunk > L && chunk % in_per_group == 0 &&
+                       in_per_group % Vec::kChannelsPerWord == 0 && out_per_group % L == 0;
+    const int64_t unit_groups = fills ? min64(groups, chunk / in_per_group) : 1;
+    s.in_unit = unit_groups * in_per_group, s.out_unit = unit_groups * out_per_group;
+    s.slabs_per_group = ceil_div(out_per_group, L);
+    s.slabs_per_unit = unit_groups * s.slabs_per_group;
   }
-  s.in_chunks = ceil_div(s.in_unit, L);
+  s.units = ceil_div(s.in_channels, s.in_unit);
+  s.in_chunks = ceil_div(s.in_unit, chunk);
   return s;
 }
 
@@ -105,18 +116,18 @@ struct StripCursor {
   int64_t row, col, cols, chunk;
   float* dst = strip.at(row) + chunk;
 
-  float* next(int64_t pitch) {
+  float* next() {
     if (col == cols) col = 0, dst = strip.at(++row) + chunk;
-    return dst + col++ * pitch;
+    return dst + col++ * Vec::kLanes;
   }
 };
 
-// How kLanes channels of E become kPitch words.
+// How kChunk channels of E become kLanes words.
 template <int kChannels, class E>
 struct WordLoader {
   static_assert(kChannels == 1);
   using T = typename E::T;
-  static constexpr int kPitch = Vec::kLanes;
+  static constexpr int kChunk = Vec::kLanes;
 
   // `channels` neighbouring channels of one pixel, zeros behind them.
   static void pixel(const T* src, int channels, float* dst) {
@@ -131,8 +142,6 @@ struct WordLoader {
       words[i] = i < channels ? load_first<E>(src + i * plane, count) : Vec::zero();
     }
   }
-  // The words of one pixel.
-  static void store(float* dst, Vec::Reg v, int /*part*/) { Vec::store(dst, v); }
 };
 
 // Columns [begin, begin + cols) of rows [h_begin, h_end) of `channels` channels into strips.
@@ -140,21 +149,18 @@ template <class Words, class E>
 inline void load_rows(const Activation<E>& t, int64_t n, int64_t c0, int64_t channels,
                       int64_t h_begin, int64_t h_end, int64_t begin, int64_t cols,
                       const StripRows& strip, const Words& words = {}) {
-  constexpr int64_t L = Vec::kLanes, kPitch = Words::kPitch, kPixelsPerVector = L / kPitch;
+  constexpr int64_t L = Vec::kLanes;
+  constexpr int kChunk = Words::kChunk;
   if (t.nhwc) {
     for (int64_t h = h_begin; h < h_end; ++h) {
       const typename E::T* src = t.at(n, c0, h, begin);
       float* dst = strip.at(h);
-      for (int64_t c = 0; c < channels; c += L, src += L, dst += strip.chunk) {
-        const int count = static_cast<int>(min64(L, channels - c));
-        if (count == L) {
-          for (int64_t j = 0; j < cols; ++j) {
-            words.pixel(src + j * t.channels, Vec::kLanes, dst + j * kPitch);
-          }
+      for (int64_t c = 0; c < channels; c += kChunk, src += kChunk, dst += strip.chunk) {
+        const int count = static_cast<int>(min64(kChunk, channels - c));
+        if (count == kChunk) {
+          for (int64_t j = 0; j < cols; ++j) words.pixel(src + j * t.channels, kChunk, dst + j * L);
         } else {
-          for (int64_t j = 0; j < cols; ++j) {
-            words.pixel(src + j * t.channels, count, dst + j * kPitch);
-          }
+          for (int64_t j = 0; j < cols; ++j) words.pixel(src + j * t.channels, count, dst + j * L);
         }
       }
     }
@@ -164,18 +170,15 @@ inline void load_rows(const Activation<E>& t, int64_t n, int64_t c0, int64_t cha
   const int64_t joined = cols == t.w ? h_end - h_begin : 1;
   const int64_t span = joined * cols, plane = t.h * t.w;
   for (int64_t h = h_begin; h < h_end; h += joined) {
-    for (int64_t c = 0; c < channels; c += L) {
+    for (int64_t c = 0; c < channels; c += kChunk) {
       const typename E::T* src = t.at(n, c0 + c, h, begin);
-      StripCursor at{strip, h, 0, cols, c / L * strip.chunk};
-      // A transposed vector holds as many pixels of a chunk as fit.
-      for (int64_t j0 = 0; j0 < span; j0 += kPixelsPerVector * L) {
+      StripCursor at{strip, h, 0, cols, c / kChunk * strip.chunk};
+      for (int64_t j0 = 0; j0 < span; j0 += L) {
+        const int64_t count = min64(L, span - j0);
         Vec::Reg block[L];
-        words.block(block, src + j0, plane, channels - c, span - j0);
+        words.block(block, src + j0, plane, channels - c, count);
         Vec::transpose(block);
-        for (int part = 0; part < kPixelsPerVector; ++part) {
-          const int64_t count = min64(L, span - j0 - part * L);
-          for (int64_t j = 0; j < count; ++j) words.store(at.next(kPitch), block[j], part);
-        }
+        for (int64_t j = 0; j < count; ++j) Vec::store(at.next(), block[j]);
       }
     }
   }

@@ -8,8 +8,8 @@
 // 16 with AVX2) stay in registers over the whole reduction; for one input channel the kTR x kTS
 // weight vectors stay there too, and each input pixel is expanded to the lanes once and used by
 // every tap that touches it. Two ways to expand:
-//   permute     the lanes span several groups of fewer than kLanes channels: a strip holds
-//               pixels of kLanes channels and lane l receives channel c of its own group
+//   permute     the lanes span several groups of fewer than kLanes channels, whose words lie in
+//               one vector of a strip: lane l receives channel c of its own group
 //   broadcast   the lanes belong to one group
 // Strips and weights consist of 32-bit words: one float32 channel, or two bfloat16 channels whose
 // products fma adds up. c above counts words.
@@ -46,7 +46,7 @@ enum class Store { kFloat32, kStream, kBFloat16, kFloat16 };
 
 struct TileArgs {
   const float* rows[kMaxInputRows];  // strip rows, at the tile's first column
-  int64_t chunk;                     // words from one chunk of kLanes channels to the next
+  int64_t chunk;                     // words from one chunk of kLanes words to the next
   int words;                         // input channels per group, in words
   const float* weights;              // [words][kTR * kTS][kLanes]
   Vec::Index group_base;             // lane -> first word of its group (permute)
@@ -110,9 +110,9 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
       unroll<kInCols>([&](auto j) {
         Vec::Reg x;
         if constexpr (kPermute) {
-          x = Vec::permute(rows[i] + j * kPitch, lane_word);
+          x = Vec::permute(rows[i] + j * L, lane_word);
         } else {
-          x = Vec::broadcast(rows[i] + j * kPitch);
+          x = Vec::broadcast(rows[i] + j * L);
         }
         unroll<kTR>([&](auto r) {
           unroll<kTS>([&](auto s) {
@@ -130,7 +130,7 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
     if constexpr (kPermute) {
       lane_word = Vec::next(lane_word);
     } else {
-      const int64_t next = (c + 1) % kPitch == 0 ? a.chunk - kPitch + 1 : 1;
+      const int64_t next = (c + 1) % L == 0 ? a.chunk - L + 1 : 1;
       unroll<kInRows>([&](auto i) { rows[i] += next; });
     }
   }

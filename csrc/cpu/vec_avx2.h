@@ -41,7 +41,7 @@ struct Vec {
     for (int l = 0; l < kLanes; ++l) lanes[l] = l / channels_per_group * channels_per_group;
     return _mm256_load_si256(reinterpret_cast<const __m256i*>(lanes));
   }
-  static Index next(Index i) { return _mm256_add_epi32(i, _mm256_set1_epi32(1)); }
+  static Index next(Index i, int by = 1) { return _mm256_add_epi32(i, _mm256_set1_epi32(by)); }
   static Reg permute(const float* p, Index i) {
     return _mm256_permutevar8x32_ps(_mm256_loadu_ps(p), i);
   }

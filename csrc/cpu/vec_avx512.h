@@ -37,7 +37,7 @@ struct Avx512 {
     for (int l = 0; l < kLanes; ++l) lanes[l] = l / channels_per_group * channels_per_group;
     return _mm512_load_si512(lanes);
   }
-  static Index next(Index i) { return _mm512_add_epi32(i, _mm512_set1_epi32(1)); }
+  static Index next(Index i, int by = 1) { return _mm512_add_epi32(i, _mm512_set1_epi32(by)); }
   static Reg permute(const float* p, Index i) {
     return _mm512_permutexvar_ps(i, _mm512_loadu_ps(p));
   }

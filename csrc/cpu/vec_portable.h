@@ -8,7 +8,7 @@
 //   *_partial      the first n lanes only, 0 <= n <= kLanes; memory beyond them is not touched, and
 //                  loaded lanes beyond them are zero
 //   Index          lane numbers for permute: group_base(g) holds l / g * g in lane l, next adds one
-//   permute(p, i)  lane l <- p[i[l]]; reads kLanes floats at p
+//   or a number permute(p, i)  lane l <- p[i[l]]; reads kLanes floats at p
 //   *_bf16, *_f16  conversion from and to 16-bit floats, to nearest even
 //   transpose(r)   lane j of r[i] <-> lane i of r[j]
 //   kTileRows         output rows of a register tile
@@ -68,7 +68,7 @@ struct Vec {
     for (int l = 0; l < kLanes; ++l) i[l] = l / channels_per_group * channels_per_group;
     return i;
   }
-  static Index next(Index i) { return i + 1; }
+  static Index next(Index i, int by = 1) { return i + by; }
   static Reg permute(const float* p, Index i) { return Reg{p[i[0]], p[i[1]], p[i[2]], p[i[3]]}; }
 
   static Reg load_bf16(const uint16_t* p) { return load_bf16_partial(p, kLanes); }

@@ -121,7 +121,7 @@ inline WinogradPlan make_winograd_plan(const PassArgs& args) {
   WinogradPlan plan{};
   plan.c = make_correlation(args);
   const Correlation& c = plan.c;
-  plan.s = make_slabs(c.groups, c.in_per_group, c.out_per_group);
+  plan.s = make_slabs(c.groups, c.in_per_group, c.out_per_group, Vec::kLanes);
   plan.tile_rows = ceil_div(c.out_h, 2);
   // Enough rows to fill a block; the tiles at the end of odd rows make blocks of their own.
   const int64_t full = c.out_w / 2;
