@@ -24,6 +24,8 @@ _REPLICATED = {"fprop": (1, 2), "fprop_affine": (1, 2, 3, 4), "dgrad": (1,), "wg
 
 def meets_dtensor(*tensors: Any) -> bool:
     """Whether a tensor is a DTensor. Its module is never imported: that takes a second."""
+    if torch.compiler.is_compiling():
+        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and any(isinstance(t, module.DTensor) for t in tensors)
 
@@ -84,3 +86,7 @@ def _rule(cls: Any, func: Any, types: Any, args: Sequence[Any], kwargs: Any = No
 def _meta(t: Tensor) -> Tensor:
     """A tensor like a whole DTensor, without data."""
     return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+
+
+if "torch.distributed.tensor" in sys.modules:
+    register()
