@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections import Counter
 from collections.abc import Iterator
@@ -141,6 +142,18 @@ def analyse(model: nn.Module) -> Analysis:
     return analysis
 
 
+def _trace(tracer: fx.Tracer, module: nn.Module) -> fx.Graph:
+    """The graph of a module's forward, whatever its arguments are.
+
+    An argument with a default would be traced as if it was given.
+    """
+    for argument in inspect.signature(module.forward).parameters.values():
+        positional = argument.kind is argument.POSITIONAL_OR_KEYWORD
+        if not positional or argument.default is not argument.empty:
+            raise ValueError(f"its argument {argument.name} may be left out")
+    return tracer.trace(module)
+
+
 def _flows(module: nn.Module, name: str, analysis: Analysis, called: bool) -> Iterator[Flow]:
     """The flows of a module, which is called as a whole or belongs to one that was not followed."""
     if isinstance(module, nn.Conv2d) or not any(isinstance(m, nn.Conv2d) for m in module.modules()):
@@ -148,7 +161,7 @@ def _flows(module: nn.Module, name: str, analysis: Analysis, called: bool) -> It
     try:
         if type(module) is nn.Sequential and not called:
             raise ValueError("it may take the nn.Sequential inside it apart")
-        graph = _Tracer().trace(module)
+        graph = _trace(_Tracer(), module)
     except Exception as error:  # whatever the code of a model raises for a symbolic input
         analysis.unfollowed[name] = str(error).partition("\n")[0]
         for child_name, child in module.named_children():
@@ -169,7 +182,7 @@ def without_relus(owner: nn.Module, expected: int, dropped: set[int]) -> types.M
     None if it cannot be followed by itself, or does not call the expected number.
     """
     try:
-        graph = _OwnTracer().trace(owner)
+        graph = _trace(_OwnTracer(), owner)
     except Exception:  # as in _flows
         return None
     flow = Flow("", owner, graph)

@@ -82,6 +82,16 @@ class Untraceable(nn.Module):
         return x
 
 
+class Optional(Block):
+    """A block whose forward goes two ways, by an argument that is mostly left out."""
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.conv2(y)
+        y = self.relu(self.bn2(y) if skip is None else y + skip)
+        return self.relu(self.bn3(self.conv3(y)) + x)
+
+
 class DPN(nn.Module):
     """Normalization and relu in front of each convolution."""
 
@@ -111,6 +121,7 @@ MODELS = {
     "two blocks that share a relu": (lambda: shared_relu(), 6, 2, 0),
     "untraceable": (Untraceable, 6, 2, 1),
     "DPN": (DPN, 2, 1, 1),
+    "optional arguments": (lambda: nn.Sequential(Optional()), 3, 0, 0),
     "dense alone": (lambda: Block(lambda: conv(groups=1)), 3, 0, 0),
     "grouped, but not for our kernels": (
         lambda: Block(lambda: conv(groups=32)),
@@ -290,6 +301,7 @@ REFUSALS = {
     "hook on the normalization": (lambda: hooked("bn2"), "conv2", "hooks"),
     "taken apart": (lambda: calibrated(TakenApart()), "conv2.0", "cannot be followed"),
     "control flow": (lambda: calibrated(Untraceable()), "conv", "cannot be followed"),
+    "optional arguments": (lambda: calibrated(Optional()), "conv2", "may be left out"),
     "no statistics": (
         lambda: nn.Sequential(conv(), nn.BatchNorm2d(32, track_running_stats=False)).eval(),
         "0",
