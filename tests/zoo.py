@@ -66,7 +66,7 @@ def _transformers_regnet() -> nn.Module:
     return Logits(transformers.RegNetForImageClassification(config))
 
 
-# Name, and how many grouped layers the kernels take and how many of them have a relu of their own.
+# Name, and how many grouped layers the kernels take at least and how many of them end in a relu.
 MODELS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "torchvision resnext50_32x4d": (_torchvision("resnext50_32x4d"), 16, 16),
     "torchvision regnet_x_400mf": (_torchvision("regnet_x_400mf"), 22, 22),
