@@ -13,7 +13,7 @@
 //   transpose(r)   lane j of r[i] <-> lane i of r[j]
 //   kTileRows         output rows of a register tile
 //   kWgradChannels    input channels that wgrad accumulates at once
-//   kRunWords         words of a group that fprop and dgrad sum in one chain of roundings; fewer
+//   kRunWords         most words of a group that fprop and dgrad sum in one chain; fewer
 //                     where fma rounds twice
 //   kChannelsPerWord  input channels in one 32-bit word of a strip: 1 (float32), or 2 (bfloat16,
 //                     of which fma adds two products to each lane: pairs.h)

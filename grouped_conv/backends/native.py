@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 
 import torch
 
 from grouped_conv import _C, _libraries
 from grouped_conv.backends import Query, dtype_name
+from grouped_conv.problem import Pass
 
 NAME = "native"
 
@@ -17,8 +19,37 @@ ISAS = ("avx512bf16", "avx512", "avx2", "portable")
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _DIRECT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Channels per group for which the direct CPU kernels beat oneDNN on most of ResNeXt's layers.
-_TUNED_CHANNELS = (4, 8, 16, 32)
+
+Unsuited = Callable[[int], bool]
+
+
+def _above(largest: int) -> Unsuited:
+    return lambda channels: channels > largest
+
+
+def _blocks(size: int, least: int) -> Unsuited:
+    """Multiples of ``size``, which is how oneDNN blocks channels, from ``least`` on."""
+    return lambda channels: channels >= least and channels % size == 0
+
+
+# Channels per group, in and out alike, with which oneDNN was measured to be the faster one in a
+# pass, with a dtype, in channels_last or not, at a stride: see docs/performance-notes.md.
+_FEWEST_CHANNELS = 4
+_FASTER_IN_ATEN: dict[tuple[Pass, torch.dtype, bool, int], Unsuited] = {
+    ("fprop", torch.float32, True, 2): _above(64),
+    ("fprop", torch.bfloat16, True, 1): _above(120),
+    ("fprop", torch.bfloat16, True, 2): _above(120),
+    ("dgrad", torch.float32, True, 2): _above(168),
+    ("dgrad", torch.bfloat16, True, 1): _above(120),
+    ("dgrad", torch.bfloat16, True, 2): _above(168),
+    ("dgrad", torch.bfloat16, False, 1): _blocks(128, 128),
+    ("wgrad", torch.float32, True, 1): _above(72),
+    ("wgrad", torch.float32, False, 1): _blocks(16, 112),
+    ("wgrad", torch.float32, False, 2): _blocks(16, 64),
+    ("wgrad", torch.bfloat16, True, 1): _above(120),
+    ("wgrad", torch.bfloat16, False, 1): _above(120),
+    ("wgrad", torch.bfloat16, False, 2): _above(112),
+}
 
 if (_cap := os.environ.get(ISA_VARIABLE)) is not None and _cap not in ISAS:
     warnings.warn(
@@ -73,12 +104,32 @@ def prefers(query: Query) -> str | None:
         return "the CUDA kernels are plain loops, cuDNN is faster"
     if reason := _no_direct(query):
         return f"{reason}, ATen is faster than plain loops"
-    if query.c_per_group != query.k_per_group or query.c_per_group not in _TUNED_CHANNELS:
-        return (
-            f"{query.c_per_group} channels in and {query.k_per_group} out per group: the direct "
-            f"kernels are tuned for {', '.join(map(str, _TUNED_CHANNELS))}, in and out alike"
+    return _faster_in_aten(query)
+
+
+def _faster_in_aten(query: Query) -> str | None:
+    """Why ATen computes a pass faster than the direct CPU kernels, by measurement."""
+    if query.dtype is torch.float16:  # for which oneDNN has no kernels and ATen has plain loops
+        return None
+    channels = query.c_per_group, query.k_per_group
+    stride = query.stride[0]
+    if channels[0] != channels[1]:
+        slower = min(channels) < 2 or (
+            query.channels_last and (query.pass_name, query.dtype) != ("wgrad", torch.bfloat16)
         )
-    return None
+    elif channels[0] < _FEWEST_CHANNELS:
+        slower = True
+    else:
+        key = (query.pass_name, query.dtype, query.channels_last, stride)
+        slower = key in _FASTER_IN_ATEN and _FASTER_IN_ATEN[key](channels[0])
+    if not slower:
+        return None
+    layout = "channels_last" if query.channels_last else "NCHW"
+    return (
+        f"{channels[0]} channels in and {channels[1]} out per group: ATen was measured to be as "
+        f"fast or faster in {query.pass_name} of {dtype_name(query.dtype)} in {layout} at stride "
+        f"{stride}"
+    )
 
 
 def kernel(query: Query) -> str:
