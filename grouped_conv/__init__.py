@@ -10,7 +10,8 @@ from grouped_conv import _libraries as _libraries
 _libraries.load()
 
 from grouped_conv._version import __version__  # noqa: E402
-from grouped_conv.convert import Report, replace_grouped_conv_  # noqa: E402
+from grouped_conv.convert import replace_grouped_conv_, revert_grouped_conv_  # noqa: E402
+from grouped_conv.export import aten_decompositions  # noqa: E402
 from grouped_conv.functional import (  # noqa: E402
     Decision,
     available_backends,
@@ -20,18 +21,29 @@ from grouped_conv.functional import (  # noqa: E402
     grouped_conv2d_affine,
     use_backend,
 )
-from grouped_conv.modules import GroupedConv2d  # noqa: E402
+from grouped_conv.fuse import fuse_grouped_conv_bn_  # noqa: E402
+from grouped_conv.modules import (  # noqa: E402
+    GroupedConv2d,
+    GroupedConvReLU2d,
+    LazyGroupedConv2d,
+)
+from grouped_conv.report import Report  # noqa: E402
 
 __all__ = [
     "Decision",
     "GroupedConv2d",
+    "GroupedConvReLU2d",
+    "LazyGroupedConv2d",
     "Report",
     "__version__",
+    "aten_decompositions",
     "available_backends",
     "explain",
     "fold_batch_norm",
+    "fuse_grouped_conv_bn_",
     "grouped_conv2d",
     "grouped_conv2d_affine",
     "replace_grouped_conv_",
+    "revert_grouped_conv_",
     "use_backend",
 ]

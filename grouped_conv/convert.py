@@ -2,64 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import overload
+from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from grouped_conv.backends import Query
-from grouped_conv.modules import GroupedConv2d
+from grouped_conv.modules import GroupedConv2d, GroupedConvReLU2d
+from grouped_conv.report import Entry, Report
 from grouped_conv.routing import PassDecision, decide_query
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What became of one layer."""
-
-    name: str
-    """Qualified name in the model, empty for the model itself."""
-    replaced: bool
-    backend: str = ""
-    kernel: str = ""
-    """Who takes the layer in its present dtype and device, NCHW; explain() tells about others."""
-    reason: str = ""
-    """Why it was left alone."""
-
-    def __str__(self) -> str:
-        name = self.name or "(the model)"
-        if self.replaced:
-            return f"{name}: {self.backend}, {self.kernel}"
-        return f"{name}: left alone, {self.reason}"
-
-
-class Report(Sequence[Entry]):
-    """One entry for each grouped nn.Conv2d of a model; prints as a list."""
-
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self._entries = tuple(entries)
-
-    @overload
-    def __getitem__(self, index: int) -> Entry: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Entry]: ...
-    def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:
-        return self._entries[index]
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __repr__(self) -> str:
-        return f"Report({self._entries!r})"
-
-    def __str__(self) -> str:
-        count = sum(entry.replaced for entry in self._entries)
-        head = f"{count} of {len(self)} grouped convolutions replaced"
-        return "\n".join([head, *(f"  {entry}" for entry in self._entries)])
-
-
-def _decision(layer: nn.Conv2d, dtype: torch.dtype, device: str) -> PassDecision:
+def decision_of(layer: nn.Conv2d, dtype: torch.dtype, device: str) -> PassDecision:
     return decide_query(
         Query(
             "fprop",
@@ -83,8 +38,17 @@ def _refusal(layer: nn.Conv2d) -> str | None:
 
     dtype and device may change after the swap, the geometry does not.
     """
-    decision = _decision(layer, torch.float32, "cpu")
+    decision = decision_of(layer, torch.float32, "cpu")
     return decision.reason if decision.backend == "aten" else None
+
+
+def _foreign(layer: nn.Conv2d) -> str:
+    """Why a subclass of nn.Conv2d keeps its class."""
+    if isinstance(layer, nn.LazyConv2d):
+        return "it is lazy, and knows its channels only after a first input"
+    if parametrize.is_parametrized(layer):
+        return "it is parametrized, which made a class for it alone; replace it before that"
+    return f"{type(layer).__name__} is a class of its own"
 
 
 def replace_grouped_conv_(
@@ -110,14 +74,39 @@ def replace_grouped_conv_(
         if isinstance(layer, GroupedConv2d):
             entries.append(Entry(name, False, reason="it is a GroupedConv2d already"))
         elif type(layer) is not nn.Conv2d:
-            kind = type(layer).__name__
-            entries.append(Entry(name, False, reason=f"{kind} is a class of its own"))
+            entries.append(Entry(name, False, reason=_foreign(layer)))
         elif filter_fn is not None and not filter_fn(name, layer):
             entries.append(Entry(name, False, reason="filter_fn said no"))
         elif reason := _refusal(layer):
             entries.append(Entry(name, False, reason=reason))
         else:
-            decision = _decision(layer, layer.weight.dtype, layer.weight.device.type)
+            decision = decision_of(layer, layer.weight.dtype, layer.weight.device.type)
             layer.__class__ = GroupedConv2d
             entries.append(Entry(name, True, decision.backend, decision.kernel))
     return Report(entries)
+
+
+def revert_grouped_conv_(model: nn.Module) -> Report:
+    """Turn each GroupedConv2d of a model into the nn.Conv2d that it was or could have been.
+
+    The inverse of :func:`replace_grouped_conv_`, and as there the layer object stays. A layer into
+    which :func:`fuse_grouped_conv_bn_` fused a relu stays what it is: nn.Conv2d has none.
+
+    Args:
+        model: searched with all its submodules; may itself be the layer.
+
+    Returns:
+        One entry per layer of ours: reverted, or why it was left alone.
+    """
+    entries = []
+    for name, layer in model.named_modules():
+        if not isinstance(layer, GroupedConv2d):
+            continue
+        if type(layer) is GroupedConv2d:
+            layer.__class__ = nn.Conv2d  # type: ignore[assignment]
+            entries.append(Entry(name, True, detail="nn.Conv2d again"))
+        elif type(layer) is GroupedConvReLU2d:
+            entries.append(Entry(name, False, reason="a relu was fused into it"))
+        else:
+            entries.append(Entry(name, False, reason=_foreign(layer)))
+    return Report(entries, "layers reverted")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
-from grouped_conv.backends import ORDER, Query
+from grouped_conv import sharding
+from grouped_conv.backends import ORDER
 from grouped_conv.ops import autocast_dtype, cast, compose_epilogue, epilogue_refusal
-from grouped_conv.problem import PASSES, ConvProblem, Pass
+from grouped_conv.problem import PASSES, Pass
+from grouped_conv.request import is_traced, parse, transform_reason
 from grouped_conv.routing import (
     PassDecision,
     available_backends,
@@ -24,7 +25,6 @@ from grouped_conv.routing import (
     decide_query,
     dgrad,
     fprop,
-    suggests_channels_last,
     use_backend,
     wgrad,
 )
@@ -66,134 +66,6 @@ class Decision:
         return "\n".join(lines)
 
 
-class _Request(NamedTuple):
-    """A call that our ops can express: 4-D tensors of one dtype and integer attributes."""
-
-    input: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-    batched: bool
-    problem: ConvProblem
-
-    def query(self, pass_name: Pass) -> Query:
-        x = self.input
-        return Query.of(pass_name, self.problem, x.dtype, x.device, suggests_channels_last(x))
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
-
-
-def _pair(value: Any) -> tuple[int, int] | None:
-    """An int, or a sequence of one or two, as ATen expands it; None for anything else."""
-    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
-        return value
-    if type(value) is int:
-        return (value, value)
-    values = (value,) if _is_int(value) else value
-    if not isinstance(values, (tuple, list)) or len(values) not in (1, 2):
-        return None
-    if not all(_is_int(v) for v in values):
-        return None
-    return (values[0], values[-1])
-
-
-def _resolve_padding(
-    padding: Any, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[int, int] | str:
-    """Padding as two ints, or the reason why it cannot be expressed so."""
-    if padding == "valid":
-        return (0, 0)
-    if padding == "same" and stride == (1, 1):
-        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        if any(t % 2 for t in total):
-            return "padding='same' with an even kernel pads unequally"
-        return (total[0] // 2, total[1] // 2)
-    pair = None if isinstance(padding, str) else _pair(padding)
-    if pair is None:
-        return f"padding {padding!r} is not one or two integers"
-    return pair
-
-
-def _transform_reason() -> str | None:
-    """Why an active transform sends a call to ATen; compiled graphs are traced below them."""
-    if torch.compiler.is_compiling():
-        return None
-    if forward_ad._current_level >= 0:
-        return "forward-mode differentiation goes through ATen"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "torch.func transforms go through ATen"
-    return None
-
-
-def _tensor_reason(x: Any, w: Any, b: Any) -> str | None:
-    """Why tensors are not what the kernels take, whatever their sizes."""
-    if not isinstance(x, Tensor) or not isinstance(w, Tensor):
-        return "input and weight must be tensors"
-    if b is not None and not isinstance(b, Tensor):
-        return "bias must be a tensor or None"
-    tensors = (x, w) if b is None else (x, w, b)
-    for t in tensors:
-        if t.layout != torch.strided or t.is_nested:
-            return "the tensors are not dense and strided"
-        if t.dtype != x.dtype:
-            return "the tensors have different dtypes"
-        if t.device != x.device:
-            return "the tensors are on different devices"
-    if not x.dtype.is_floating_point:
-        return f"there are no kernels for {str(x.dtype).removeprefix('torch.')}"
-    if x.dim() not in (3, 4) or w.dim() != 4 or (b is not None and b.dim() != 1):
-        return "the tensors do not have the dimensions of a 2-D convolution"
-    return None
-
-
-def _parse(
-    x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: Any
-) -> _Request | str:
-    """The call as our ops take it, or the reason why it is ATen's: an unusual call or a wrong one.
-
-    ATen validates what it is given, so a wrong call gets PyTorch's own error.
-    """
-    if reason := _transform_reason():
-        return reason
-    if isinstance(x, Tensor) and (dtype := autocast_dtype(x.device.type)) is not None:
-        device = x.device.type
-        x, w, b = (cast(t, dtype, device) if isinstance(t, Tensor) else t for t in (x, w, b))
-    if reason := _tensor_reason(x, w, b):
-        return reason
-    stride, dilation = _pair(stride), _pair(dilation)
-    if stride is None or dilation is None:
-        return "stride and dilation must be one or two integers"
-    if not _is_int(groups):
-        return "groups must be an integer"
-    resolved = _resolve_padding(padding, tuple(w.shape[2:]), stride, dilation)
-    if isinstance(resolved, str):
-        return resolved
-    if min(stride) < 1 or min(dilation) < 1 or min(resolved) < 0 or groups < 1:
-        return "stride, dilation, padding and groups must be positive"
-    batched = x.dim() == 4
-    if not batched:
-        x = x.unsqueeze(0)
-    k, c_per_group, r, s = w.shape
-    if x.shape[1] != c_per_group * groups or k % groups or min(k, c_per_group, r, s) < 1:
-        return "the channels do not fit the weight and the groups"
-    if b is not None and b.shape[0] != k:
-        return "the bias does not fit the weight"
-    problem = ConvProblem.from_sizes(x.shape, w.shape, stride, resolved, dilation, groups)
-    if problem.H < 1 or problem.W < 1 or problem.P < 1 or problem.Q < 1:
-        return "the kernel is larger than the padded input"
-    if suggests_channels_last(w) and not w.is_contiguous() and not suggests_channels_last(x):
-        # PyTorch's convolution answers in channels_last if either tensor is.
-        x = x.contiguous(memory_format=torch.channels_last)
-        if not suggests_channels_last(x):  # dense, but with odd strides where an extent is 1
-            x = x.clone(memory_format=torch.channels_last)
-    return _Request(x, w, b, stride, resolved, dilation, groups, batched, problem)
-
-
 def grouped_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -231,6 +103,8 @@ def grouped_conv2d(
         cannot compute this call. ValueError: there is no backend of that name.
     """
     if has_torch_function((input, weight, bias)):
+        if _is_expanded_weight(weight) or _is_expanded_weight(bias):
+            return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         result: Tensor = handle_torch_function(
             grouped_conv2d,
             (input, weight, bias),
@@ -249,28 +123,51 @@ def grouped_conv2d(
         key = _key(input, weight, bias, stride, padding, dilation, groups, backend)
         known = None if key is None else _known.get(key)
         if known is not None:
+            if known is _ATEN:
+                return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
             return call(torch.ops.grouped_conv.fprop.default, input, weight, bias, *known)
-    request = _parse(input, weight, bias, stride, padding, dilation, groups)
+    elif sharding.meets_dtensor(input, weight):
+        sharding.register()
+    request = parse(input, weight, bias, stride, padding, dilation, groups)
     if isinstance(request, str):
-        return _by_aten(request, backend, (input, weight, bias, stride, padding, dilation, groups))
+        y = _by_aten(request, backend, (input, weight, bias, stride, padding, dilation, groups))
+        _remember(key, _ATEN)
+        return y
     decision = decide_query(request.query("fprop"), backend)
     r = request
     # An empty batch leaves nothing to compute; ATen knows the strides that its result has.
     empty = not torch.compiler.is_compiling() and r.input.shape[0] == 0
     if decision.backend == "aten" or empty:
+        _remember(key, _ATEN)
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     attributes = (r.stride, r.padding, r.dilation, r.groups)
-    if key is not None and r.input is input and len(_known) < _KNOWN_LIMIT:
-        _known[key] = attributes
+    if r.input is input:
+        _remember(key, attributes)
     y = call(torch.ops.grouped_conv.fprop.default, r.input, r.weight, r.bias, *attributes)
     return y if r.batched else y.squeeze(0)
 
 
+def _is_expanded_weight(t: Any) -> bool:
+    """A parameter under ``call_for_per_sample_grads``, which knows PyTorch's functions alone."""
+    return type(t).__name__ == "ExpandedWeight"
+
+
 _PLAIN = (Tensor, torch.nn.Parameter)
-# Calls whose attributes are resolved and which native takes: parsing one again would cost as much
-# as dispatching it. By everything that parsing and the choice depend on.
+# Calls whose attributes are resolved and whose backend is chosen: parsing one again would cost as
+# much as dispatching it. By everything that parsing and the choice depend on.
 _known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 _KNOWN_LIMIT = 4096
+_ATEN: tuple[Any, ...] = ()
+"""Among the known calls: one that ATen takes, as it was made."""
+
+
+def _remember(key: tuple[Any, ...] | None, how: tuple[Any, ...]) -> None:
+    """Note how a call is made. A full table is emptied: what is still in use returns at once."""
+    if key is None:
+        return
+    if len(_known) >= _KNOWN_LIMIT:
+        _known.clear()
+    _known[key] = how
 
 
 def _is_plain(attribute: Any) -> bool:
@@ -294,19 +191,20 @@ def _key(
     backend: str | None,
 ) -> tuple[Any, ...] | None:
     """What identifies a plain call; None for one that must be parsed each time."""
-    if torch.compiler.is_compiling() or _transform_reason() is not None:
+    if is_traced() or transform_reason() is not None or torch._C._is_any_autocast_enabled():
         return None
-    if x.layout is not torch.strided or w.layout is not torch.strided:
+    if x.layout is not torch.strided or w.layout is not torch.strided or x.is_nested or w.is_nested:
         return None
-    if x.is_nested or w.is_nested or autocast_dtype(x.device.type) is not None:
+    if type(groups) is not int:
         return None
-    if type(groups) is not int or not all(map(_is_plain, (stride, padding, dilation))):
+    if not (_is_plain(stride) and _is_plain(padding) and _is_plain(dilation)):
         return None
-    activation = (x.shape, x.stride(), x.dtype, x.device)
-    weight = (w.shape, w.stride(), w.dtype, w.device)
-    bias = None if b is None else (b.shape, b.dtype, b.device, b.layout)
     name = current_backend() if backend is None else backend
-    return (activation, weight, bias, stride, padding, dilation, groups, name)
+    attributes = (stride, padding, dilation, groups, name)
+    tensors = (x.shape, x.stride(), x.dtype, x.device, w.shape, w.stride(), w.dtype, w.device)
+    if b is None:
+        return (*tensors, *attributes)
+    return (*tensors, b.shape, b.dtype, b.device, b.layout, *attributes)
 
 
 def _by_aten(reason: str, backend: str | None, args: tuple[Any, ...]) -> Tensor:
@@ -390,7 +288,9 @@ def grouped_conv2d_affine(
             raise TypeError(f"{name} must be a tensor or None, not {type(t).__name__}")
     relu = activation == "relu"
     args: tuple[Any, ...] = (input, weight, bias, stride, padding, dilation, groups)
-    request = _parse(*args)
+    if sharding.meets_dtensor(input, weight):
+        sharding.register()
+    request = parse(*args)
     if isinstance(input, Tensor) and (dtype := autocast_dtype(input.device.type)) is not None:
         device = input.device.type
         scale, shift = (cast(t, torch.float32, device) for t in (scale, shift))
@@ -433,7 +333,7 @@ def _check_epilogue(x: Tensor, output_size: Sequence[int], *parts: Tensor | None
 
 def _may_overwrite(*tensors: Tensor | None) -> bool:
     """Whether nothing that records or transforms operations on these tensors is at work."""
-    if torch.compiler.is_compiling() or _transform_reason() is not None:
+    if torch.compiler.is_compiling() or transform_reason() is not None:
         return False
     return not torch.is_grad_enabled() or not any(
         t is not None and t.requires_grad for t in tensors
@@ -492,7 +392,7 @@ def explain(
     Raises:
         RuntimeError: the backend that was named cannot compute this call.
     """
-    request = _parse(input, weight, bias, stride, padding, dilation, groups)
+    request = parse(input, weight, bias, stride, padding, dilation, groups)
     if isinstance(request, str):
         name = current_backend() if backend is None else backend
         if name not in ("auto", "aten"):

@@ -130,8 +130,9 @@ def decide_query(query: Query, backend: str | None = None) -> PassDecision:
         return _decide(query, name)
     if decision is None:
         decision = _decide(query, name)
-        if len(_cache) < _CACHE_LIMIT:
-            _cache[key] = decision
+        if len(_cache) >= _CACHE_LIMIT:
+            _cache.clear()
+        _cache[key] = decision
     return decision
 
 
@@ -173,9 +174,9 @@ def memory_format(channels_last: bool) -> torch.memory_format:
 def call(op: Callable[..., Tensor], *args: Any) -> Tensor:
     """One of our ops, past its autograd rule if no one records: that takes as long as the rest."""
     if (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        torch.compiler.is_compiling()
+        or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
+        or torch._C._functorch.get_dynamic_layer_stack_depth() > 0
         or forward_ad._current_level >= 0
     ):
         return op(*args)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
-from grouped_conv import GroupedConv2d, replace_grouped_conv_
+from grouped_conv import GroupedConv2d, replace_grouped_conv_, revert_grouped_conv_
 
 
 class Branch(nn.Module):
@@ -228,3 +229,34 @@ def test_empty_model():
     report = replace_grouped_conv_(nn.Sequential(nn.Linear(3, 3)))
     assert len(report) == 0
     assert str(report)
+
+
+def test_reverts():
+    model = Branch()
+    before = {name: type(m) for name, m in model.named_modules()}
+    parameters = dict(model.named_parameters())
+    x = torch.randn(2, 3, 11, 10)
+    expected = model(x)
+    replace_grouped_conv_(model)
+    report = revert_grouped_conv_(model)
+    assert [(e.name, e.replaced) for e in report] == [(name, True) for name in GROUPED]
+    assert {name: type(m) for name, m in model.named_modules()} == before
+    assert all(parameters[name] is p for name, p in model.named_parameters())
+    assert torch.equal(model(x), expected)
+    assert len(revert_grouped_conv_(model)) == 0
+    assert all(entry.replaced for entry in replace_grouped_conv_(model))
+
+
+def test_lazy_and_parametrized_layers_have_their_reasons():
+    lazy = nn.LazyConv2d(32, 3, groups=8)
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(32, 32, 3, groups=8))
+    pruned = nn.utils.prune.l1_unstructured(nn.Conv2d(32, 32, 3, groups=8), "weight", amount=0.5)
+    model = nn.Sequential(lazy, normed, pruned)
+    x = torch.randn(2, 32, 9, 8)
+    report = entries(replace_grouped_conv_(model))
+    assert "lazy" in report["0"].reason
+    assert "parametrized" in report["1"].reason
+    assert report["2"].replaced
+    before = model(x)
+    assert entries(replace_grouped_conv_(model))["0"].replaced  # it has seen an input
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)

@@ -25,7 +25,7 @@ from support import (
 )
 from torch import Tensor
 
-from grouped_conv import grouped_conv2d, use_backend
+from grouped_conv import functional, grouped_conv2d, routing, use_backend
 from grouped_conv.problem import ConvProblem
 
 CASES = random_cases(260, seed=7)
@@ -389,3 +389,38 @@ def test_a_known_call_follows_the_choice_of_backend():
     with torch.autocast("cpu", torch.bfloat16):
         half = grouped_conv2d(x.float(), w.float(), None, 1, 1, 1, 2, backend="native")
     assert half.dtype == torch.bfloat16
+
+
+def test_a_call_that_aten_takes_is_known_too():
+    """Unusual calls are not parsed each time; a wrong one fails each time."""
+    functional._known.clear()
+    x, w = torch.randn(1, 8, 5, 5), torch.randn(8, 1, 3, 3)
+    for _ in range(2):
+        torch.testing.assert_close(grouped_conv2d(x, w, groups=8), F.conv2d(x, w, groups=8))
+        with pytest.raises(RuntimeError, match="Given groups=3"):
+            grouped_conv2d(x, w, groups=3)
+    assert list(functional._known.values()) == [()]
+    with pytest.raises(RuntimeError, match="type"):
+        grouped_conv2d(x.double(), w, groups=8)
+
+
+def test_tables_of_known_calls_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(functional, "_KNOWN_LIMIT", 4)
+    monkeypatch.setattr(routing, "_CACHE_LIMIT", 4)
+    for extent in range(5, 15):
+        for groups in (2, 4, 8):
+            x, w = torch.randn(1, 32, extent, extent), torch.randn(32, 32 // groups, 3, 3)
+            for _ in range(2):
+                y = grouped_conv2d(x, w, groups=groups)
+            torch.testing.assert_close(y, F.conv2d(x, w, groups=groups), rtol=1e-4, atol=1e-4)
+            assert len(functional._known) <= 4
+            assert len(routing._cache) <= 4
+
+
+def test_jit_tracing_leaves_nothing_among_the_known_calls():
+    """The sizes of a traced tensor are tensors, which equal nothing."""
+    functional._known.clear()
+    w = torch.randn(32, 4, 3, 3)
+    x = torch.randn(1, 32, 5, 5)
+    torch.jit.trace(lambda x: grouped_conv2d(x, w, groups=8), x, check_trace=False)
+    assert not functional._known

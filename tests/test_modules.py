@@ -12,9 +12,10 @@ import pytest
 import torch
 from support import DTYPES, LAYOUTS, memory_format, short, threads
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, prune
 
-from grouped_conv import GroupedConv2d
+from grouped_conv import GroupedConv2d, LazyGroupedConv2d, grouped_conv2d
 
 CONFIGURATIONS = {
     "four per group": {"groups": 8, "padding": 1},
@@ -205,6 +206,40 @@ def test_autocast_leaves_float64_alone():
         assert ours(x).dtype == theirs(x).dtype
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=short)
+def test_autocast_on_cuda(dtype: torch.dtype):
+    """On tensors without data, so that no GPU is needed; the operators have a rule of their own."""
+    before = torch.get_autocast_dtype("cuda")
+    with FakeTensorMode():
+        x, w, b = (torch.empty(s, device="cuda") for s in ((2, 32, 9, 8), (32, 4, 3, 3), (32,)))
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", dtype)
+        try:
+            results = [
+                grouped_conv2d(x, w, b, groups=8),
+                torch.ops.grouped_conv.fprop(x, w, b, (1, 1), (0, 0), (1, 1), 8),
+            ]
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+            torch.set_autocast_dtype("cuda", before)
+        assert [(y.device.type, y.dtype) for y in results] == [("cuda", dtype)] * 2
+        assert grouped_conv2d(x, w, b, groups=8).dtype == torch.float32
+
+
+@pytest.mark.once
+def test_per_sample_gradients_by_expanded_weights():
+    """An old way of PyTorch's, which knows its own convolution alone."""
+    from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+
+    x = torch.randn(3, 32, 9, 8)
+    grads = []
+    for module in pair(groups=8):
+        call_for_per_sample_grads(module)(x).square().sum().backward()
+        grads.append([p.grad_sample for p in module.parameters()])
+    assert_alike(*grads)
+
+
 def test_module_methods_keep_the_class():
     layer = GroupedConv2d(32, 32, 3, groups=8)
     assert layer.double().weight.dtype == torch.float64
@@ -239,6 +274,45 @@ def test_parametrized_weights(wrap):
     theirs = wrap(theirs)
     x = torch.randn(2, 32, 9, 8)
     assert_alike(run(ours, x), run(theirs, x))
+
+
+@pytest.mark.once
+def test_lazy_layer_becomes_ours_at_its_first_input():
+    torch.manual_seed(7)
+    ours = LazyGroupedConv2d(32, 3, padding=1, groups=8)
+    x = torch.randn(2, 32, 9, 8)
+    y = ours(x)
+    assert type(ours) is GroupedConv2d
+    assert ours.weight.shape == (32, 4, 3, 3)
+    theirs = nn.Conv2d(32, 32, 3, padding=1, groups=8)
+    theirs.load_state_dict(ours.state_dict())
+    assert_alike([y.detach()], [theirs(x).detach()])
+
+
+@pytest.mark.once
+def test_fuse_conv_bn_eval():
+    layer = GroupedConv2d(32, 32, 3, groups=8).eval()
+    norm = nn.BatchNorm2d(32).eval()
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    fused = nn.utils.fuse_conv_bn_eval(layer, norm)
+    x = torch.randn(2, 32, 9, 8)
+    assert type(fused) is GroupedConv2d
+    torch.testing.assert_close(fused(x), norm(layer(x)), rtol=1e-4, atol=1e-4)
+
+
+def test_deterministic_mode(layout: str):
+    """It changes nothing: the kernels are deterministic without."""
+    layer = GroupedConv2d(32, 32, 3, padding=1, groups=8).to(memory_format=LAYOUTS[layout])
+    x = torch.randn(2, 32, 9, 8).contiguous(memory_format=LAYOUTS[layout])
+    expected = run(layer, x)
+    torch.use_deterministic_algorithms(True)
+    try:
+        actual = run(layer, x)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(actual, expected, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_functional_call():

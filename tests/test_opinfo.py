@@ -10,6 +10,7 @@ import pytest
 import torch
 from support import LAYOUTS, short
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db
 from torch.utils._pytree import tree_map_only
@@ -64,9 +65,9 @@ def test_gradients_of_samples(dtype: torch.dtype):
             close(ours, theirs)
 
 
-def checked_samples():
-    """Each distinct sample in float64, as a function of the tensors that require gradients."""
-    for sample in samples(torch.float64, requires_grad=True):
+def checked_samples(dtype: torch.dtype):
+    """Each sample as a function of the tensors that require gradients."""
+    for sample in samples(dtype, requires_grad=True):
         tensors = (sample.input, *(a for a in sample.args if isinstance(a, Tensor)))
         rest = tuple(a for a in sample.args if not isinstance(a, Tensor))
         sizes = [tuple(t.shape) for t in tensors]
@@ -78,12 +79,67 @@ def checked_samples():
         yield pytest.param(function, tensors, id=re.sub(r"\s+", " ", name))
 
 
-@pytest.mark.parametrize(("function", "tensors"), list(checked_samples()))
+@pytest.mark.parametrize(("function", "tensors"), list(checked_samples(torch.float64)))
 def test_gradcheck(function, tensors):
     check = functools.partial(torch.autograd.gradcheck, function, tensors, fast_mode=True)
-    assert check(check_batched_grad=True)
-    assert check(check_forward_ad=True, check_backward_ad=False)
+    assert check(check_batched_grad=OPINFO.check_batched_grad)
+    assert check(
+        check_forward_ad=True,
+        check_backward_ad=False,
+        check_batched_forward_grad=OPINFO.check_batched_forward_grad,
+    )
+    assert torch.autograd.gradgradcheck(
+        function,
+        tensors,
+        fast_mode=True,
+        check_batched_grad=OPINFO.check_batched_gradgrad,
+        check_fwd_over_rev=OPINFO.supports_fwgrad_bwgrad,
+    )
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("function", "tensors"), list(checked_samples(torch.complex128)))
+def test_gradcheck_of_complex_numbers(function, tensors):
+    check = functools.partial(torch.autograd.gradcheck, function, tensors, fast_mode=True)
+    assert check(check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=short)
+def test_forward_mode_of_samples(dtype: torch.dtype):
+    for sample in samples(dtype):
+        results = []
+        for op in (grouped_conv2d, OPINFO.op):
+            with forward_ad.dual_level():
+                x = forward_ad.make_dual(sample.input, sample.input.cos())
+                y = op(x, *sample.args, **sample.kwargs)
+                results.append(forward_ad.unpack_dual(y))
+        close(results[0].primal, results[1].primal)
+        close(results[0].tangent, results[1].tangent)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+def test_samples_that_are_not_contiguous(dtype: torch.dtype):
+    """OpInfo's own way of spreading a tensor in memory."""
+    for sample in samples(dtype):
+        spread = sample.noncontiguous()
+        ours = grouped_conv2d(spread.input, *spread.args, **spread.kwargs)
+        close(ours, OPINFO.op(sample.input, *sample.args, **sample.kwargs))
+
+
+@pytest.mark.parametrize("backend", ["auto", "native"])
+def test_lazily_cloned_inputs_are_not_copied(backend: str):
+    """What the kernels only read, they must not ask for writing."""
+    assert OPINFO.supports_cow_input_no_materialize_forward
+    for sample in samples(torch.float32):
+        if sample.kwargs.get("padding") == "same" or sample.input.dim() == 3:
+            continue  # these are padded or viewed first
+        tensors = [t for t in (sample.input, *sample.args) if isinstance(t, Tensor)]
+        clones = [torch._lazy_clone(t.detach()) for t in tensors]
+        rest = sample.args[len(tensors) - 1 :]
+        grouped_conv2d(*clones, *rest, **sample.kwargs, backend=backend)
+        assert all(map(torch._C._is_cow_tensor, clones))
 
 
 @pytest.mark.parametrize("number", range(len(list(OPINFO.error_inputs("cpu")))))
@@ -129,3 +185,20 @@ def test_module(dtype: torch.dtype, training: bool, layout: str):
         assert repr(copy.deepcopy(ours)) == repr(theirs).replace("Conv2d", "GroupedConv2d", 1)
         count += 1
     assert count > 3
+
+
+@pytest.mark.once
+def test_gradcheck_of_modules():
+    for item in module_inputs(torch.float64, training=True):
+        args, kwargs = item.constructor_input.args, item.constructor_input.kwargs
+        module = GroupedConv2d(*args, **kwargs, device="cpu", dtype=torch.float64)
+        names = [name for name, _ in module.named_parameters()]
+
+        def function(x, *parameters, module=module, names=names):
+            return torch.func.functional_call(
+                module, dict(zip(names, parameters, strict=True)), (x,)
+            )
+
+        tensors = (*item.forward_input.args, *module.parameters())
+        assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
+        assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)

@@ -63,6 +63,12 @@ void run_parallel(int64_t count, void (*body)(int64_t, int64_t, void*), void* co
   TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, 1, body, context));
 }
 
+// The memory of a tensor that a pass writes, or only reads: PyTorch copies a lazy clone that is
+// asked for memory to write.
+void* memory(const Tensor& t, bool writes) {
+  return writes ? t.mutable_data_ptr() : const_cast<void*>(t.const_data_ptr());
+}
+
 void launch(Pass pass, const ConvProblem& p, ScalarType dtype, bool channels_last, const Tensor& x,
             const Tensor& w, const Tensor& y, const void* bias, const Epilogue& epilogue = {}) {
   if (p.N == 0) {
@@ -75,9 +81,9 @@ void launch(Pass pass, const ConvProblem& p, ScalarType dtype, bool channels_las
                       p,
                       to_dtype(dtype),
                       channels_last ? Layout::kNHWC : Layout::kNCHW,
-                      x.data_ptr(),
-                      w.data_ptr(),
-                      y.data_ptr(),
+                      memory(x, pass == Pass::kDgrad),
+                      memory(w, pass == Pass::kWgrad),
+                      memory(y, pass == Pass::kFprop),
                       bias,
                       {run_parallel, threads},
                       epilogue,
@@ -97,7 +103,7 @@ std::optional<Tensor> factor(const std::optional<Tensor>& t, ScalarType activati
 }
 
 const void* data_or_null(const std::optional<Tensor>& t) {
-  return t.has_value() ? t->data_ptr() : nullptr;
+  return t.has_value() ? t->const_data_ptr() : nullptr;
 }
 
 Tensor fprop_affine(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
