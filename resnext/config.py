@@ -92,6 +92,8 @@ class Config:
     ema: float = 0.0
     """Decay of the averaged weights, 0.9999 for long runs; 0 is off."""
 
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of weights and images; float64 is for comparisons that rounding would disturb."""
     amp: Amp = "none"
     """Automatic mixed precision."""
     compile: bool = False

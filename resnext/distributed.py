@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,33 @@ def world(device: str = "auto") -> Iterator[World]:
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     try:
         yield World(dist.get_rank(), dist.get_world_size(), chosen, restarts)
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        # The others wait for this process inside an operation: no orderly end is possible, and
+        # torchrun only has to see that this process is gone.
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    # DistributedDataParallel must go before its group does: as the last to hold it, at the
+    # interpreter's end, it would wait for a thread that waits for the interpreter.
+    gc.collect()
+    dist.destroy_process_group()
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum over their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -97,9 +125,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         count = x.numel() // x.shape[1] * dist.get_world_size()
         wide = x if x.dtype == torch.float64 else x.float()
-        mean = all_reduce(wide.sum((0, 2, 3))) / count
+        mean = _SumOverProcesses.apply(wide.sum((0, 2, 3))) / count
         centred = wide - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        variance = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)

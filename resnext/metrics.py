@@ -32,6 +32,7 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     world: World,
     *,
+    dtype: torch.dtype = torch.float32,
     amp: Amp = "none",
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Metrics:
@@ -42,15 +43,15 @@ def evaluate(
     """
     model.eval()
     device = world.device
-    dtype = AMP_DTYPES.get(amp)
+    lower = AMP_DTYPES.get(amp)
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     seconds = 0.0
     for images, labels in batches:
-        images = images.to(device, memory_format=memory_format, non_blocking=True)
+        images = images.to(device, dtype, memory_format=memory_format, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
         begin = _now(device)
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            logits = model(images).float()
+        with torch.autocast(device.type, lower, enabled=lower is not None):
+            logits = model(images).to(dtype)
         seconds += _now(device) - begin
         loss = F.cross_entropy(logits, labels, reduction="sum")
         best = logits.topk(min(5, logits.shape[1]), 1).indices == labels[:, None]

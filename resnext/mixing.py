@@ -23,11 +23,11 @@ def mixed(
         mixup, cutmix: alpha of each; 0 is off. Where both are on, one is drawn.
 
     Returns:
-        images of the same shape, and probabilities ``[N, num_classes]`` in float32.
+        images of the same shape, and probabilities ``[N, num_classes]`` in their dtype.
     """
     if not mixup and not cutmix:
         raise ValueError("neither mixup nor cutmix is on")
-    targets = F.one_hot(labels, num_classes).float()
+    targets = F.one_hot(labels, num_classes).to(images.dtype)
     cut = bool(cutmix) and (not mixup or bool(torch.rand(()) < 0.5))
     alpha = cutmix if cut else mixup
     weight = float(torch.distributions.Beta(alpha, alpha).sample())

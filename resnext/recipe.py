@@ -17,6 +17,7 @@ from resnext.weights import load_weights
 from resnext.zoo import create_model
 
 CONVOLUTIONS = {"grouped": GroupedConv2d, "torch": nn.Conv2d}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 AMP_DTYPES: dict[Amp, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import torch
 
+from resnext.config import Config, as_json
+from resnext.distributed import World
+
 EXTRA = ("sklearn", "tensorboard", "tqdm", "tyro")
 
 
@@ -27,45 +30,51 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    from resnext.config import as_json, parse
-    from resnext.data import build
+    from resnext.config import parse
     from resnext.distributed import world
-    from resnext.trainer import LAST, Trainer
 
     config = parse(argv)
     _prepare(config.threads, config.deterministic)
+    with world(config.device) as here:
+        return _train(config, here)
+
+
+def _train(config: Config, here: World) -> int:
+    """This process's part of the run; returns the exit status."""
+    from resnext.data import build
+    from resnext.trainer import LAST, Trainer
+
     try:
-        with world(config.device) as here:
-            resume = config.resume or here.restarts > 0
-            if config.output is None and resume:
-                raise ValueError("to go on with a run, say which: --output")
-            date = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-            output = Path(here.agree(str(config.output or f"runs/{config.preset}-{date}")))
-            if not resume and (output / LAST).exists():
-                raise ValueError(
-                    f"{output} holds a run already: --resume goes on with it, "
-                    "another --output starts a new one"
-                )
-            data = build(config)
-            trainer = Trainer(config, data, here, output, resume=resume)
-            if here.main:
-                output.mkdir(parents=True, exist_ok=True)
-                settings = json.dumps(as_json(config), indent=1)
-                (output / "config.json").write_text(settings + "\n", encoding="utf-8")
-                start = f", from step {trainer.step}" if trainer.step else ""
-                parameters = sum(p.numel() for p in trainer.model.parameters())
-                print(
-                    f"{config.model}, {parameters:,} parameters; {config.data}, "
-                    f"{len(data.train)} + {len(data.test)} images; {trainer.total_steps} steps of "
-                    f"{config.batch_size} images on {here.size} x {here.device}{start}",
-                    flush=True,
-                )
-            trainer.run()
-            if here.main:
-                print(f"checkpoints and log are in {output}")
+        resume = config.resume or here.restarts > 0
+        if config.output is None and resume:
+            raise ValueError("to go on with a run, say which: --output")
+        date = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        output = Path(here.agree(str(config.output or f"runs/{config.preset}-{date}")))
+        if not resume and (output / LAST).exists():
+            raise ValueError(
+                f"{output} holds a run already: --resume goes on with it, "
+                "another --output starts a new one"
+            )
+        data = build(config)
+        trainer = Trainer(config, data, here, output, resume=resume)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if here.main:
+        output.mkdir(parents=True, exist_ok=True)
+        settings = json.dumps(as_json(config), indent=1)
+        (output / "config.json").write_text(settings + "\n", encoding="utf-8")
+        start = f", from step {trainer.step}" if trainer.step else ""
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        print(
+            f"{config.model}, {parameters:,} parameters; {config.data}, "
+            f"{len(data.train)} + {len(data.test)} images; {trainer.total_steps} steps of "
+            f"{config.batch_size} images on {here.size} x {here.device}{start}",
+            flush=True,
+        )
+    trainer.run()
+    if here.main:
+        print(f"checkpoints and log are in {output}")
     return 0
 
 

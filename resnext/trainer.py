@@ -62,7 +62,8 @@ class Trainer:
         model: nn.Module = recipe.build_model(config, data.num_classes, data.channels)
         if world.several and config.sync_bn:
             model = synchronize_batch_norm_(model, world.device)
-        self.model = model.to(world.device, memory_format=self.memory_format)
+        self.dtype = recipe.DTYPES[config.dtype]
+        self.model = model.to(world.device, self.dtype, memory_format=self.memory_format)
         self.optimizer = recipe.build_optimizer(config, self.model)
         self.ema = recipe.averaged(self.model, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.amp == "fp16")
@@ -78,10 +79,7 @@ class Trainer:
         self.network: nn.Module = self.model
         if world.several:
             ids = [world.device.index] if pin else None
-            # Without synchronized normalization the main process's statistics count.
-            self.network = DistributedDataParallel(
-                self.model, device_ids=ids, broadcast_buffers=not config.sync_bn
-            )
+            self.network = DistributedDataParallel(self.model, device_ids=ids)
         if config.compile:
             self.network = torch.compile(self.network)
 
@@ -167,6 +165,7 @@ class Trainer:
             model,
             self.test_loader,
             self.world,
+            dtype=self.dtype,
             amp=self.config.amp,
             memory_format=self.memory_format,
         )
@@ -176,7 +175,9 @@ class Trainer:
         config, world = self.config, self.world
         # What the step draws (dropped paths, mixing) depends on the step, not on what went before.
         torch.manual_seed(mixed_seed(config.seed, "step", self.step, world.rank))
-        images = images.to(world.device, memory_format=self.memory_format, non_blocking=True)
+        images = images.to(
+            world.device, self.dtype, memory_format=self.memory_format, non_blocking=True
+        )
         targets = labels.to(world.device, non_blocking=True)
         if config.mixup or config.cutmix:
             images, targets = mixed(
@@ -194,9 +195,8 @@ class Trainer:
             with contextlib.nullcontext() if last or not world.several else self._no_sync():
                 with self._autocast():
                     logits = self.network(x)
-                    loss = F.cross_entropy(
-                        logits.float(), target, label_smoothing=config.label_smoothing
-                    )
+                logits = logits.to(self.dtype)
+                loss = F.cross_entropy(logits, target, label_smoothing=config.label_smoothing)
                 self.scaler.scale(loss / config.accumulate).backward()
             losses.append(loss.detach())
         if config.clip_grad:
