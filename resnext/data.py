@@ -200,7 +200,7 @@ def _synthetic(config: Config) -> Data:
     parts = []
     for count in (8 * config.batch_size, 2 * config.batch_size):
         labels = torch.randint(0, 10, (count,), generator=random)
-        parts.append((patterns[labels] + 2 * torch.randn(count, *size, generator=random), labels))
+        parts.append((patterns[labels] + torch.randn(count, *size, generator=random), labels))
     return _in_memory(config, parts[0], parts[1], 10)
 
 

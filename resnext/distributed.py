@@ -74,15 +74,18 @@ def world(device: str = "auto") -> Iterator[World]:
     if "LOCAL_RANK" not in os.environ:
         yield World(0, 1, chosen)
         return
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    store, rank, size = next(dist.rendezvous("env://"))
+    # torchrun keeps its store when it starts the processes again: with it the dead ones' addresses.
+    group = {"store": dist.PrefixStore(f"start{restarts}", store), "rank": rank, "world_size": size}
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
-        dist.init_process_group("nccl", device_id=chosen)
+        dist.init_process_group("nccl", device_id=chosen, **group)
     else:
-        dist.init_process_group("gloo")
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        dist.init_process_group("gloo", **group)
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), chosen, restarts)
+        yield World(rank, size, chosen, restarts)
     except BaseException:
         # The others wait for this process inside an operation: no orderly end is possible, and
         # torchrun only has to see that this process is gone.
