@@ -168,3 +168,11 @@ def test_benchmark_s_command(tmp_path: Path):
     assert rows["resnet50", "grouped"]["status"] == "skipped"
     assert "nn.Conv2d" in done.stdout
     assert paths[1].read_bytes().startswith(b"\x89PNG")
+    again = tmp_path / "again.json"
+    arguments = ["--from-json", str(paths[0]), "--json", str(again)]
+    shown = subprocess.run(
+        [sys.executable, str(BENCHMARK), *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert again.read_text() == paths[0].read_text()
+    assert shown.stdout.splitlines()[-8:] == done.stdout.splitlines()[-8:]

@@ -8,8 +8,12 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from model_bench.measure import Row
 
 EPILOG = """\
 Lists are separated by commas. Exit status: 0; 1 if a row is wrong or failed; 2 for bad arguments.
@@ -94,6 +98,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="64x64 images, two of them, and three rounds")
     add("--json", type=Path, metavar="PATH", help="write the result")
     add("--plot", type=Path, metavar="PATH", help="draw throughputs")
+    add(
+        "--from-json",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="measure nothing: print, draw and put together earlier results of one machine",
+    )
     add("--markdown", action="store_true", help="print tables as Markdown")
     return parser
 
@@ -113,7 +124,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("torch finds no CUDA device on this machine")
     if flags.quick:
         flags.batch, flags.size, flags.repeats, flags.min_time = 2, 64, 3, 0.0
+    if flags.from_json is not None:
+        try:
+            return _again(flags)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            parser.error(f"argument --from-json: {error}")
     return _measure(flags)
+
+
+def _again(flags: argparse.Namespace) -> int:
+    """Earlier results, as if they had been measured in one run."""
+    from model_bench import report
+
+    found = [report.from_json(path.read_text(encoding="utf-8")) for path in flags.from_json]
+    machine, settings, _ = found[0]
+    if any(other["name"] != machine["name"] for other, _, _ in found):
+        raise ValueError("the results are of different machines")
+    rows = [row for _, _, rows in found for row in rows]
+    print(report.LEGEND)
+    for table in report.settings_of(rows):
+        print(f"\n{report.table(table, 'github' if flags.markdown else 'simple')}")
+    return _written(flags, machine, settings, rows)
+
+
+def _written(
+    flags: argparse.Namespace, machine: dict[str, Any], settings: dict[str, Any], rows: list[Row]
+) -> int:
+    """Write the files that were asked for; returns the exit status."""
+    from model_bench import report
+
+    if flags.json is not None:
+        flags.json.write_text(report.to_json(machine, settings, rows), encoding="utf-8")
+    if flags.plot is not None:
+        report.draw(rows, flags.plot)
+    failed = [row for row in rows if row.status in ("mismatch", "error")]
+    for row in failed:
+        print(f"{row.model} {row.variant}: {row.status}: {row.message}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _measure(flags: argparse.Namespace) -> int:
@@ -122,7 +169,7 @@ def _measure(flags: argparse.Namespace) -> int:
     from grouped_conv.bench import machine, timing
     from model_bench import report
     from model_bench.cases import BASE, Case
-    from model_bench.measure import Row, measure_group
+    from model_bench.measure import measure_group
 
     if flags.threads is not None:
         torch.set_num_threads(flags.threads)
@@ -166,12 +213,4 @@ def _measure(flags: argparse.Namespace) -> int:
         "seed": flags.seed,
         "recycled memory": recycled,
     }
-    if flags.json is not None:
-        text = report.to_json(dataclasses.asdict(host), chosen, everything)
-        flags.json.write_text(text, encoding="utf-8")
-    if flags.plot is not None:
-        report.draw(everything, flags.plot)
-    failed = [row for row in everything if row.status in ("mismatch", "error")]
-    for row in failed:
-        print(f"{row.model} {row.variant}: {row.status}: {row.message}", file=sys.stderr)
-    return 1 if failed else 0
+    return _written(flags, dataclasses.asdict(host), chosen, everything)

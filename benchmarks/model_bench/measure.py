@@ -22,6 +22,8 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 SLOTS = 2
 """Batches that take turns; a model's weights and activations outgrow any cache anyway."""
 
+PROFILED_STEPS = 3
+
 CLASSES = {
     "batch norm": ("batch_norm",),
     "relu": ("relu", "threshold", "clamp_min"),
@@ -152,11 +154,12 @@ def measure_group(
 
 
 def profiled(case: Case, run: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, float]:
-    """Part of a step's time in each class of operators, by torch.profiler."""
+    """Part of the time of a few steps in each class of operators, by torch.profiler."""
     cuda = case.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities, record_shapes=True) as found:
-        run(x)
+        for _ in range(PROFILED_STEPS):
+            run(x)
         if cuda:
             torch.cuda.synchronize()
     groups = cardinality(case.model)

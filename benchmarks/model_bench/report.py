@@ -65,6 +65,23 @@ def to_json(machine: dict[str, Any], settings: dict[str, Any], rows: Sequence[Ro
     )
 
 
+def from_json(text: str) -> tuple[dict[str, Any], dict[str, Any], list[Row]]:
+    """Machine, settings and rows that :func:`to_json` wrote."""
+    document = json.loads(text)
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise ValueError(f"not a result of this benchmark (schema {SCHEMA})")
+    return document["machine"], document["settings"], [Row(**row) for row in document["rows"]]
+
+
+def settings_of(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows by the table that they belong to."""
+    tables: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        key = (row.mode, row.dtype, row.layout, row.batch, row.size)
+        tables.setdefault(key, []).append(row)
+    return list(tables.values())
+
+
 def _rounded(value: Any) -> Any:
     """Floats to four significant digits; what is empty is left out."""
     if isinstance(value, float):
