@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -243,6 +244,15 @@ PRESETS: dict[str, Config] = {
 """Recipes by name. ``cifar10``, ``cifar100`` and ``imagenet`` are the paper's (section 4 and 5;
 its learning rate drops three times, and colour jitter stands for its PCA lighting noise);
 ``imagenet-modern`` is close to torchvision's of 2021 (arXiv 2110.00476 studies such recipes)."""
+
+
+def missing_extra() -> str | None:
+    """What to do where the command lines' libraries are not installed, or None."""
+    names = ("sklearn", "tabulate", "tensorboard", "tqdm", "tyro")
+    absent = [name for name in names if importlib.util.find_spec(name) is None]
+    if not absent:
+        return None
+    return f"{', '.join(absent)} missing: pip install 'grouped-conv[train]'"
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:

@@ -37,7 +37,7 @@ class World:
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, in float64."""
-        values = values.detach().double()
+        values = values.detach().to(torch.float64, copy=True)
         if self.several:
             dist.all_reduce(values)
         return values

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from resnext.config import Amp, Config, DataName, from_json
+from resnext.config import Amp, Config, DataName, from_json, missing_extra
 from resnext.data import Batches, Data, build, loader
 from resnext.distributed import World, world
 from resnext.metrics import Metrics, evaluate
@@ -133,6 +133,9 @@ def _network(settings: Settings, config: Config, found: Mapping[str, Any], data:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and return the exit status: 0, or 2 if the file or the settings are of no use."""
+    if (advice := missing_extra()) is not None:
+        print(advice, file=sys.stderr)
+        return 2
     import tyro
 
     settings = tyro.cli(

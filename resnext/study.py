@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from resnext.complexity import measure, path_parameters
-from resnext.config import Config
+from resnext.config import Config, missing_extra
 from resnext.data import build
 from resnext.distributed import World
 from resnext.trainer import Trainer
@@ -249,6 +249,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--from-json", type=Path, metavar="PATH", help="train nothing: an old result")
     studies.add_parser("complexity", help="count parameters and FLOPs")
     flags = parser.parse_args(argv)
+    if (advice := missing_extra()) is not None:
+        parser.error(advice)
     if flags.study == "complexity":
         print(complexity_tables())
         return 0

@@ -6,7 +6,6 @@ Without arguments it trains a small ResNeXt on scikit-learn's digits. ``--help``
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import json
 import os
 import sys
@@ -15,24 +14,17 @@ from pathlib import Path
 
 import torch
 
-from resnext.config import Config, as_json
-from resnext.distributed import World
-
-EXTRA = ("sklearn", "tensorboard", "tqdm", "tyro")
+from resnext.config import Config, as_json, missing_extra, parse
+from resnext.data import build
+from resnext.distributed import World, world
+from resnext.trainer import LAST, Trainer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and return the exit status: 0, or 2 if the settings cannot be used."""
-    absent = [name for name in EXTRA if importlib.util.find_spec(name) is None]
-    if absent:
-        print(
-            f"training needs {', '.join(absent)}: pip install 'grouped-conv[train]'",
-            file=sys.stderr,
-        )
+    if (advice := missing_extra()) is not None:
+        print(advice, file=sys.stderr)
         return 2
-    from resnext.config import parse
-    from resnext.distributed import world
-
     config = parse(argv)
     _prepare(config.threads, config.deterministic)
     with world(config.device) as here:
@@ -41,9 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(config: Config, here: World) -> int:
     """This process's part of the run; returns the exit status."""
-    from resnext.data import build
-    from resnext.trainer import LAST, Trainer
-
     try:
         resume = config.resume or here.restarts > 0
         if config.output is None and resume:

@@ -68,8 +68,9 @@ class Trainer:
         self.ema = recipe.averaged(self.model, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.amp == "fp16")
         self.step = 0
-        self.loss_sum = 0.0
-        """Of this epoch's steps so far."""
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
+        """Of this epoch's steps so far, in this process. It stays on the device: a GPU is not
+        waited for but where a number is wanted."""
         self.best = -1.0
         self.history: list[dict[str, Any]] = []
         """One entry per epoch that this process has finished."""
@@ -112,36 +113,34 @@ class Trainer:
             loss = self._step(images, labels)
             self.step += 1
             images_since += config.batch_size
-            total = self.world.sum(loss) / self.world.size
-            self.loss_sum += float(total)
-            if not math.isfinite(self.loss_sum):
-                raise FloatingPointError(
-                    f"the loss of step {self.step} is {float(total)}: try a smaller learning rate"
-                )
+            self.loss_sum += loss
+            remark = ""
             if self.step % config.log_steps == 0:
+                total = self._over_processes(loss)
                 now = time.perf_counter()
                 log.event(
                     "step",
                     self.step,
                     {
-                        "loss": float(total),
+                        "loss": total,
                         "lr": self.optimizer.param_groups[0]["lr"],
                         "images_per_second": images_since / (now - since),
                     },
                 )
                 since, images_since = now, 0
-            log.advance(f"epoch {epoch + 1}, loss {float(total):.3f}")
+                remark = f"epoch {epoch + 1}, loss {total:.3f}"
+            log.advance(remark)
             inside = self.step % self.steps_per_epoch != 0
             if inside and config.checkpoint_steps and self.step % config.checkpoint_steps == 0:
                 self.save()
         self._finish_epoch(epoch, log)
 
     def _finish_epoch(self, epoch: int, log: Log) -> None:
+        train_loss = self._over_processes(self.loss_sum) / self.steps_per_epoch
         found = {"test": self.evaluate(self.model)}
         if self.ema is not None:
             found["ema"] = self.evaluate(self.ema.module)
-        train_loss = self.loss_sum / self.steps_per_epoch
-        self.loss_sum = 0.0
+        self.loss_sum.zero_()
         values: dict[str, Any] = {"epoch": epoch + 1, "train_loss": train_loss}
         for name, metrics in found.items():
             values |= {
@@ -157,6 +156,15 @@ class Trainer:
         better = top1 > self.best
         self.best = max(top1, self.best)
         self.save(best=better)
+
+    def _over_processes(self, loss: Tensor) -> float:
+        """Mean of a loss over all processes."""
+        mean = float(self.world.sum(loss)) / self.world.size
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"the loss is {mean} by step {self.step}: try a smaller learning rate"
+            )
+        return mean
 
     def evaluate(self, model: nn.Module) -> Metrics:
         """Metrics of a network on all test images, from all processes."""
@@ -218,12 +226,16 @@ class Trainer:
         return torch.autocast(self.world.device.type, dtype, enabled=dtype is not None)
 
     def save(self, *, best: bool = False) -> None:
-        """Write the last checkpoint, and the best if this is it; the main process does."""
+        """Write the last checkpoint, and the best if this is it.
+
+        The main process writes; all must call this, for the mean of their losses.
+        """
+        loss_sum = self._over_processes(self.loss_sum)
         if self.output is None or not self.world.main:
             return
         state = {
             "step": self.step,
-            "loss_sum": self.loss_sum,
+            "loss_sum": loss_sum,
             "best": self.best,
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
@@ -253,4 +265,5 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.step, self.loss_sum, self.best = state["step"], state["loss_sum"], state["best"]
+        self.loss_sum.fill_(state["loss_sum"])
+        self.step, self.best = state["step"], state["best"]
