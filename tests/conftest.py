@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -42,3 +45,31 @@ def memory_format(layout: str) -> torch.memory_format:
 def poison() -> Callable[[], contextlib.AbstractContextManager[None]]:
     """``with poison():`` fills all memory that is allocated inside with NaN."""
     return poisoned
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> ModuleType:
+    """torchvision, or a skip that says why there is none.
+
+    Its wheels are built for torch with CUDA. Beside a torch without, its library of operators does
+    not load, and its import then fails for want of two names. The models and transforms do not use
+    them; declared by name, they let the import through.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed (extra: vision)")
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "does not exist" not in str(error):
+            raise
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]  # what the failed import has left
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _declared.append(library)
+    return importlib.import_module("torchvision")
+
+
+_declared: list[torch.library.Library] = []
+"""Keeps declarations alive: a library takes its operators away when it is collected."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import resnext
 from grouped_conv import GroupedConv2d
-from resnext.blocks import GroupedBottleneck
+from resnext import complexity
 
 PARAMETERS = {
     "resnet50": 25_557_032,
@@ -21,6 +21,13 @@ PARAMETERS = {
     "resnext50_32x4d": 25_028_904,
     "resnext101_32x8d": 88_791_336,
     "resnext101_64x4d": 83_455_272,
+    "resnext101_32x4d": 44_177_704,
+    "resnext101_32x16d": 194_026_792,
+    "resnext101_32x32d": 468_530_472,
+    "seresnext50_32x4d": 27_559_896,
+    "seresnext101_32x4d": 48_955_416,
+    "cifar_resnext29_8x64d": 34_426_698,
+    "cifar_resnext29_16x64d": 68_155_210,
 }
 
 # The same complexity spent on more and more paths (paper, Table 3), then wider ones.
@@ -30,9 +37,6 @@ TEMPLATES = {
     ("resnext50", 4, 24): 25_292_968,
     ("resnext50", 8, 14): 25_603_016,
     ("resnext50", 32, 4): 25_028_904,
-    ("resnext101", 32, 4): 44_177_704,
-    ("resnext101", 32, 16): 194_026_792,
-    ("resnext101", 32, 32): 468_530_472,
 }
 
 
@@ -54,12 +58,18 @@ def test_number_of_parameters_of_a_template(template):
     assert count(model) == TEMPLATES[template]
 
 
-def test_number_of_parameters_of_a_block():
-    """A block of the first stage has C(256d + 9dd + 256d) weights in its convolutions."""
-    for c, d in ((1, 64), (2, 40), (4, 24), (8, 14), (32, 4)):
-        block = GroupedBottleneck(256, c * d, 256, cardinality=c, conv_layer=GroupedConv2d)
-        convs = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
-        assert sum(m.weight.numel() for m in convs) == c * (256 * d + 9 * d * d + 256 * d)
+@pytest.mark.once
+def test_number_of_multiply_adds():
+    """Beside the paper's figures, 4.2 and 4.1 billion, PyTorch's own counter as the oracle."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    expected = {"resnext50_32x4d": (4_230_479_872, 231_211_008), "resnet50": (4_089_184_256, 0)}
+    for name, (macs, grouped) in expected.items():
+        found = complexity.measure(lambda name=name: resnext.create_model(name))
+        assert (found.macs, found.grouped_macs) == (macs, grouped)
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            resnext.create_model(name, conv_layer=nn.Conv2d)(torch.empty(1, 3, 224, 224))
+        assert counter.get_total_flops() == 2 * macs
 
 
 def torchvision_keys(layers: tuple[int, ...]) -> list[str]:
@@ -143,10 +153,29 @@ def test_normalization_class_is_a_parameter():
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 5)
 
 
-@pytest.mark.parametrize("layers", [(1, 1, 1), (1, 1, 1, 1, 1), (1, 0, 1, 1)])
-def test_wrong_number_of_stages(layers: tuple[int, ...]):
-    with pytest.raises(ValueError, match="four"):
-        resnext.ResNeXt(layers)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layers": ()}, "layers"),
+        ({"layers": (1, 0, 1, 1)}, "layers"),
+        ({"layers": (1, 1, 1, 1), "stem": "mnist"}, "stem"),
+        ({"layers": (1, 1, 1, 1), "output_stride": 12}, r"\[4, 8, 16, 32\]"),
+        ({"layers": (1, 1), "se_reduction": 7}, "256 channels cannot be reduced 7 times"),
+        ({"layers": (1, 1), "drop_path_rate": 1.0}, "probability"),
+    ],
+)
+@pytest.mark.once
+def test_wrong_arguments(arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        resnext.ResNeXt(**arguments)
+
+
+@pytest.mark.once
+def test_models_by_name():
+    with torch.device("meta"):
+        assert isinstance(resnext.create_model("resnet50", num_classes=7), resnext.ResNeXt)
+    with pytest.raises(ValueError, match="no model 'resnext51'; there are resnext50, "):
+        resnext.create_model("resnext51")
 
 
 def test_initialization():
@@ -266,14 +295,20 @@ def test_copies(copier):
     assert torch.equal(model(x), expected)
 
 
+@pytest.mark.once
 def test_the_public_api_is_all_that_the_package_uses_of_the_kernels():
     import ast
-    import inspect
+    from pathlib import Path
 
     import grouped_conv
 
-    for module in (resnext, resnext.blocks, resnext.model):
-        for node in ast.walk(ast.parse(inspect.getsource(module))):
+    sources = list(Path(resnext.__file__).parent.rglob("*.py"))
+    assert len(sources) > 5
+    for source in sources:
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("grouped_conv"):
                 assert node.module == "grouped_conv"
                 assert {alias.name for alias in node.names} <= set(grouped_conv.__all__)
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+                assert not any(name.startswith("grouped_conv.") for name in names)

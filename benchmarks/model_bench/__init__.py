@@ -1,0 +1,1 @@
+"""The benchmark of whole models; ``python benchmarks/resnext.py`` runs it."""
