@@ -1,0 +1,134 @@
+// wgrad_rowstream_kernel: dw[k,c,r,s] = sum_{n,p,q} dy[n,k,p,q] x[n,c,stride p - pad + r,...], as
+// partial sums; wgrad_reduce_kernel (wgrad_reduce.cuh) adds them up.
+//
+// Work: a block has a slab of channels, and a share of the rows of all images, which it walks down
+// in
+//   one unbroken pipeline (WgradLoader). Several images lie side by side where they are narrow.
+//   Each row of x and dy comes from DRAM once; where a share ends inside an image, two rows of x
+//   twice.
+// A step: wait for its rows, one barrier, start the copies of a later step, multiply. Warps share
+// the
+//   channels; from 16 channels per group also the slots of a row, k_split ways.
+// Memory: `stages` rows of x and dy in shared memory; the sums stay in registers, 20 floats a
+// thread
+//   up to 8 channels per group, 72 at 16, 144 from 32. On the way out the k_split parts are added
+//   in shared memory, in order, and leave in the order of dw.
+// Supports what wgrad_supports says; float16 and bfloat16, float accumulation, no atomics: the same
+//   bits in each run. Padding is multiplied as zeros, see wgrad_reduce.cuh for Inf and NaN.
+// Source: row streaming as in Spio; the block-diagonal packing and the walk are this project's.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/device/device.h"
+#include "cuda/wgrad_rows.cuh"
+#include "cuda/wgrad_tiles.cuh"
+
+namespace grouped_conv::cuda {
+
+template <class Traits>
+using WgradTile =
+    std::conditional_t<(Traits::kPerGroup <= 8), WgradSlab<Traits>, WgradSquare<Traits>>;
+
+// The slots behind a run's last tile, which taps of the last column look at: zeros for good.
+template <class Traits>
+GC_DEVICE void wgrad_clear_tail(uint32_t shared) {
+  constexpr int kRuns = Traits::kStages * Traits::kRuns;
+  constexpr int kTailSlots = 2;
+  for (int first = 0; first < kRuns * Traits::kPlanes * kTailSlots; first += Traits::kThreads) {
+    const int i = first + device::thread_index();
+    const int plane = i / kTailSlots, slot = Traits::kSlots + i % kTailSlots;
+    const uint32_t at = shared + plane * Traits::kPlaneBytes + 16 * slot;
+    device::store_shared_16(at, device::Bytes16{}, plane < kRuns * Traits::kPlanes);
+  }
+}
+
+// Adds the sums of the k_split parts, and writes them as the block's part of a dw.
+template <class Traits>
+GC_DEVICE void wgrad_write_partials(const WgradArgs& args, const WgradTile<Traits>& tile,
+                                    uint32_t shared, int first_channel, int split, int part) {
+  constexpr int kPerOutput = 9 * Traits::kPerGroup;
+  constexpr int kRowVectors = kPerOutput / 4;
+  const int tap_step = args.channels_last ? Traits::kPerGroup : 1;
+  const int ci_step = args.channels_last ? 1 : 9;
+  unsigned char* target =
+      args.partials + (int64_t(split) * args.C + first_channel) * kPerOutput * int(sizeof(float));
+  GC_UNROLL
+  for (int m = 0; m < Traits::kCoTiles; ++m) {
+    GC_NO_UNROLL
+    for (int turn = 0; turn < Traits::kParts; ++turn) {
+      device::sync_threads();
+      if (turn == part) {
+        tile.visit_sums(m, [&](int row, int ci, int tap, float sum, bool wanted) {
+          const uint32_t at =
+              shared + row * Traits::kSumPitchBytes + 4 * (tap * tap_step + ci * ci_step);
+          if (turn > 0) sum += device::float_of(device::load_shared_4(at, wanted));
+          device::store_shared_4(at, device::bits_of(sum), wanted);
+        });
+      }
+    }
+    device::sync_threads();
+    for (int first = 0; first < Traits::kSumRows * kRowVectors; first += Traits::kThreads) {
+      const int i = first + device::thread_index();
+      const int row = i / kRowVectors, vector = i - row * kRowVectors;
+      const int co = (row / 16 * Traits::kCoTiles + m) * 16 + row % 16;
+      const bool wanted = row < Traits::kSumRows && first_channel + co < args.C;
+      const uint32_t at = shared + row * Traits::kSumPitchBytes + 16 * vector;
+      const device::Bytes16 sums = device::load_shared_16(at, wanted);
+      device::store_global_16(target + 4 * (co * kPerOutput + 4 * vector), sums, wanted);
+    }
+  }
+}
+
+template <int kId, typename T>
+GC_GLOBAL((WgradTraits<kId, T>::kThreads), (WgradTraits<kId, T>::kBlocksPerSm))
+wgrad_rowstream_kernel(const GC_GRID_CONSTANT WgradArgs args) {
+  using Traits = WgradTraits<kId, T>;
+  constexpr uint32_t kRing = Traits::kStages * Traits::kStageBytes;
+  constexpr int kAhead = Traits::kStages - 2;
+  GC_DYNAMIC_SHARED(dynamic_shared);
+  const uint32_t shared = device::shared_address(dynamic_shared);
+  const int split = device::block_index_x() / args.plan.channel_blocks;
+  const int first_channel =
+      (device::block_index_x() - split * args.plan.channel_blocks) * Traits::kChannels;
+  const int part = device::warp_index() / Traits::kWarpsPerPart;
+  const int channel_warp = device::warp_index() % Traits::kWarpsPerPart;
+
+  wgrad_clear_tail<Traits>(shared);
+  WgradLoader<Traits> loader(args, first_channel, split);
+  WgradTile<Traits> tile(channel_warp, part * Traits::kTilesPerWarp * 256);
+
+  const auto next = [&](uint32_t stage) {
+    return stage + Traits::kStageBytes == kRing ? 0 : stage + Traits::kStageBytes;
+  };
+  // The steps under way, the next one in the lowest bits.
+  uint32_t steps = 0, loading = 0;
+  GC_UNROLL
+  for (int i = 0; i < kAhead; ++i) {
+    steps |= loader.load_step(shared + loading) << (kStepBits * i);
+    loading = next(loading);
+  }
+  uint32_t current = 0, last = kRing - Traits::kStageBytes;
+  GC_NO_UNROLL
+  while (steps & kStepLive) {
+    device::cp_async_wait<kAhead - 1>();
+    device::sync_threads();
+    const uint32_t step = steps & kStepRows;
+    steps = steps >> kStepBits | loader.load_step(shared + loading) << (kStepBits * (kAhead - 1));
+    loading = next(loading);
+    const uint32_t row_b = Traits::kStride == 1 ? last : current + 2 * Traits::kRunBytes;
+    const WgradStepRows rows{shared + current, shared + row_b, shared + current + Traits::kDyOffset,
+                             shared + last + Traits::kDyOffset};
+    if (step == kStepRows) {
+      tile.template multiply<true>(rows, step);
+    } else if (step != 0) {
+      tile.template multiply<false>(rows, step);
+    }
+    last = current;
+    current = next(current);
+  }
+  device::cp_async_wait<0>();
+  wgrad_write_partials<Traits>(args, tile, shared, first_channel, split, part);
+}
+
+}  // namespace grouped_conv::cuda

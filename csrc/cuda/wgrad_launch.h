@@ -1,0 +1,66 @@
+// The arguments of the weight-gradient kernels, and the two launches that make one pass. Plain C++
+// without CUDA: the launcher for the GPU and the emulator's drivers use it.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/wgrad_configs.h"
+#include "problem.h"
+
+namespace grouped_conv::cuda {
+
+// Tensors are NHWC and dense; a pixel has C channels in x and in dy. Pointers are aligned to 16
+// bytes.
+struct WgradArgs {
+  const unsigned char* x;
+  const unsigned char* dy;
+  unsigned char* partials;  // float [splits][the elements of dw, in its order]
+  unsigned char* dw;
+  int N, C, H, W, P, Q;
+  int pad_h, pad_w;
+  int stride;
+  int c_per_group;
+  bool channels_last;  // dw is [K, R, S, C/G] in memory, else [K, C/G, R, S]
+  WgradPlan plan;
+};
+
+struct WgradLaunch {
+  int64_t blocks;
+  int threads;
+  int shared_bytes;
+};
+
+inline WgradArgs make_wgrad_args(const ConvProblem& p, const WgradPlan& plan, const void* x,
+                                 const void* dy, void* partials, void* dw, bool channels_last) {
+  WgradArgs args{};
+  args.x = static_cast<const unsigned char*>(x);
+  args.dy = static_cast<const unsigned char*>(dy);
+  args.partials = static_cast<unsigned char*>(partials);
+  args.dw = static_cast<unsigned char*>(dw);
+  args.N = int(p.N);
+  args.C = int(p.C);
+  args.H = int(p.H);
+  args.W = int(p.W);
+  args.P = int(p.P);
+  args.Q = int(p.Q);
+  args.pad_h = int(p.pad_h);
+  args.pad_w = int(p.pad_w);
+  args.stride = int(p.stride_h);
+  args.c_per_group = int(p.c_per_group());
+  args.channels_last = channels_last;
+  args.plan = plan;
+  return args;
+}
+
+constexpr WgradLaunch wgrad_rowstream_launch(const WgradPlan& plan) {
+  const WgradConfig& config = kWgradConfigs[plan.config];
+  return {plan.blocks(), config.threads(), config.shared_bytes()};
+}
+
+inline WgradLaunch wgrad_reduce_launch(const ConvProblem& p) {
+  constexpr int kSums = kWgradReduceThreads / 32 + 1;
+  return {ceil_div(p.K * p.c_per_group() * 9, kWgradReduceElements), kWgradReduceThreads,
+          kSums * kWgradReduceElements * int(sizeof(float))};
+}
+
+}  // namespace grouped_conv::cuda

@@ -1,0 +1,196 @@
+// What a warp accumulates of the weight gradient: fragments of dw, with pixels as the k extent of
+// mma. Both operands come through transposed ldmatrix, since shared memory has pixels as rows.
+//
+// WgradSlab: up to 8 channels per group. A warp has a plane of 8 channels; of the 8 x 8 products
+// per
+//   tap only those within a group are wanted, the others are dropped. The m extent of mma takes two
+//   taps: s = 0 and 1 of a row, or s = 2 of rows A and B: five mma for nine taps.
+// WgradSquare: from 16 channels per group. A warp has co_tiles x 16 output channels, one fragment
+// of
+//   dy each, and 16 input channels of the same group.
+#pragma once
+
+#include "cuda/wgrad_rows.cuh"
+
+namespace grouped_conv::cuda {
+
+// Shared addresses of the rows that meet in a step.
+struct WgradStepRows {
+  uint32_t a, b;
+  uint32_t dy, dy_before;
+};
+
+template <class Traits>
+class WgradSlab {
+  using T = typename Traits::Element;
+
+ public:
+  GC_DEVICE WgradSlab(int channel_warp, uint32_t first_slot_offset) : plane_(channel_warp) {
+    const int lane = device::lane_index();
+    const int row = lane % 8, first_half = lane / 8 % 2, second_half = lane / 16;
+    const uint32_t slots = plane_ * Traits::kPlaneBytes + first_slot_offset + 16 * row;
+    // Matrices of x: the m halves (taps), then the k halves (pixels). Of dy: the k halves, then the
+    // row of this step and the one before.
+    pair_offset_ =
+        slots + second_half * 128 + (first_half ? Traits::tap_offset(1) : Traits::tap_offset(0));
+    third_offset_ = slots + second_half * 128 + Traits::tap_offset(2);
+    dy_offset_ = slots + first_half * 128;
+    third_row_b_ = first_half != 0;
+    dy_row_before_ = second_half != 0;
+  }
+
+  // Adds a step; with kAll its three pairs of rows are all there, else those that `step` names. A
+  // row that is not there is not read: shared memory has something else in its place.
+  template <bool kAll>
+  GC_DEVICE void multiply(const WgradStepRows& rows, uint32_t step) {
+    const bool row_a = kAll || (step & kStepRowA);
+    const bool row_b = kAll || (step & kStepRowB);
+    const bool before = kAll || (step & kStepDyBefore);
+    const bool has_a = row_a || before, has_dy = row_a || row_b;
+    const bool third_b = row_b && (third_row_b_ || !has_a);
+    const uint32_t third_at = (third_b ? rows.b : rows.a) + third_offset_;
+    const bool dy_before = before && (dy_row_before_ || !has_dy);
+    const uint32_t dy_at = (dy_before ? rows.dy_before : rows.dy) + dy_offset_;
+    GC_UNROLL
+    for (int tile = 0; tile < Traits::kTilesPerWarp; ++tile) {
+      const uint32_t offset = 256 * tile;
+      uint32_t a[4], b[4], third[4], both_dy[4];
+      device::ldmatrix_x4_trans(both_dy, dy_at + offset);
+      device::ldmatrix_x4_trans(third, third_at + offset);
+      const uint32_t dy[2] = {both_dy[0], both_dy[1]};
+      const uint32_t dy_last[2] = {both_dy[2], both_dy[3]};
+      if (has_a) device::ldmatrix_x4_trans(a, rows.a + pair_offset_ + offset);
+      if (row_b) device::ldmatrix_x4_trans(b, rows.b + pair_offset_ + offset);
+      if (row_a) device::mma_m16n8k16<T>(pair_[Traits::kRowA], a, dy);
+      if (row_b) device::mma_m16n8k16<T>(pair_[Traits::kRowB], b, dy);
+      if (before) device::mma_m16n8k16<T>(pair_[2], a, dy_last);
+      if (has_dy) {
+        const uint32_t present[4] = {row_a ? third[0] : 0, row_b ? third[1] : 0,
+                                     row_a ? third[2] : 0, row_b ? third[3] : 0};
+        device::mma_m16n8k16<T>(third_[0], present, dy);
+      }
+      if (before) device::mma_m16n8k16<T>(third_[1], third, dy_last);
+    }
+  }
+
+  // Calls visit(row, ci, tap, sum, wanted) for the sums of pass `pass` of the way out: row is the
+  // row of shared memory for the output channel, ci the input channel in its group.
+  template <class Visit>
+  GC_DEVICE void visit_sums(int, Visit visit) const {
+    const int lane = device::lane_index();
+    const int ci = lane / 4, in_group = ci % Traits::kPerGroup;
+    GC_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      const int co = lane % 4 * 2 + e;
+      const int row = plane_ * 8 + co;
+      const bool wanted = co / Traits::kPerGroup == ci / Traits::kPerGroup;
+      GC_UNROLL
+      for (int r = 0; r < 3; ++r) {
+        visit(row, in_group, 3 * r, pair_[r][e], wanted);
+        visit(row, in_group, 3 * r + 1, pair_[r][2 + e], wanted);
+      }
+      visit(row, in_group, 3 * Traits::kRowA + 2, third_[0][e], wanted);
+      visit(row, in_group, 3 * Traits::kRowB + 2, third_[0][2 + e], wanted);
+      visit(row, in_group, 8, third_[1][e], wanted);
+    }
+  }
+
+ private:
+  static_assert(Traits::kPerGroup == 4 || Traits::kPerGroup == 8);
+  static_assert(Traits::kCoTiles == 1);
+
+  const int plane_;
+  uint32_t pair_offset_, third_offset_, dy_offset_;
+  bool third_row_b_, dy_row_before_;
+  float pair_[3][4] = {};   // [r]: s = 0 in the upper half of m, 1 in the lower
+  float third_[2][4] = {};  // s = 2: r of row A and of row B; r = 2 and nothing
+};
+
+template <class Traits>
+class WgradSquare {
+  using T = typename Traits::Element;
+  static constexpr int kCoTiles = Traits::kCoTiles;
+  static constexpr int kCiWarps = Traits::kPerGroup / 16;
+
+ public:
+  GC_DEVICE WgradSquare(int channel_warp, uint32_t first_slot_offset)
+      : co_warp_(channel_warp / kCiWarps), ci_(channel_warp % kCiWarps * 16) {
+    const int lane = device::lane_index();
+    const int row = lane % 8, first_half = lane / 8 % 2, second_half = lane / 16;
+    const int first_co = co_warp_ * 16 * kCoTiles;
+    const int first_ci = first_co / Traits::kPerGroup * Traits::kPerGroup + ci_;
+    const uint32_t slots = first_slot_offset + 16 * row;
+    // Matrices of dy: the m halves (channels), then the k halves (pixels). Of x: the k halves, then
+    // the two n tiles.
+    dy_offset_ = (first_co / 8 + first_half) * Traits::kPlaneBytes + slots + second_half * 128;
+    x_offset_ = (first_ci / 8 + second_half) * Traits::kPlaneBytes + slots + first_half * 128;
+  }
+
+  // See WgradSlab.
+  template <bool kAll>
+  GC_DEVICE void multiply(const WgradStepRows& rows, uint32_t step) {
+    const bool row_a = kAll || (step & kStepRowA);
+    const bool row_b = kAll || (step & kStepRowB);
+    const bool before = kAll || (step & kStepDyBefore);
+    GC_UNROLL
+    for (int tile = 0; tile < Traits::kTilesPerWarp; ++tile) {
+      const uint32_t offset = 256 * tile;
+      uint32_t dy[kCoTiles][4], dy_before[kCoTiles][4], x[4];
+      GC_UNROLL
+      for (int m = 0; m < kCoTiles; ++m) {
+        const uint32_t at = dy_offset_ + offset + 2 * m * Traits::kPlaneBytes;
+        if (row_a || row_b) device::ldmatrix_x4_trans(dy[m], rows.dy + at);
+        if (before) device::ldmatrix_x4_trans(dy_before[m], rows.dy_before + at);
+      }
+      GC_UNROLL
+      for (int s = 0; s < 3; ++s) {
+        const uint32_t at = x_offset_ + offset + Traits::tap_offset(s);
+        if (row_a || before) device::ldmatrix_x4_trans(x, rows.a + at);
+        if (row_a) accumulate(sums_[Traits::kRowA][s], dy, x);
+        if (before) accumulate(sums_[2][s], dy_before, x);
+        if (row_b) {
+          device::ldmatrix_x4_trans(x, rows.b + at);
+          accumulate(sums_[Traits::kRowB][s], dy, x);
+        }
+      }
+    }
+  }
+
+  // See WgradSlab; pass m has the m-th sixteen output channels of each warp.
+  template <class Visit>
+  GC_DEVICE void visit_sums(int m, Visit visit) const {
+    const int lane = device::lane_index();
+    GC_UNROLL
+    for (int tap = 0; tap < 9; ++tap) {
+      GC_UNROLL
+      for (int n = 0; n < 2; ++n) {
+        GC_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          const int row = co_warp_ * 16 + e / 2 * 8 + lane / 4;
+          const int ci = ci_ + n * 8 + lane % 4 * 2 + e % 2;
+          visit(row, ci, tap, sums_[tap / 3][tap % 3][m][n][e], true);
+        }
+      }
+    }
+  }
+
+ private:
+  static_assert(Traits::kPerGroup % 16 == 0 && Traits::kPerGroup % (16 * kCoTiles) == 0);
+  using Fragments = float[kCoTiles][2][4];
+
+  GC_DEVICE static void accumulate(Fragments& sums, const uint32_t (&dy)[kCoTiles][4],
+                                   const uint32_t (&x)[4]) {
+    GC_UNROLL
+    for (int n = 0; n < 2; ++n) {
+      const uint32_t of_tile[2] = {x[2 * n], x[2 * n + 1]};
+      GC_UNROLL
+      for (int m = 0; m < kCoTiles; ++m) device::mma_m16n8k16<T>(sums[m][n], dy[m], of_tile);
+    }
+  }
+
+  const int co_warp_, ci_;
+  uint32_t dy_offset_, x_offset_;
+  Fragments sums_[3][3] = {};  // [r][s]
+};
+
+}  // namespace grouped_conv::cuda
