@@ -33,7 +33,7 @@ using WgradTile =
 // The slots behind a run's last tile, which taps of the last column look at: zeros for good.
 template <class Traits>
 GC_DEVICE void wgrad_clear_tail(uint32_t shared) {
-  constexpr int kRuns = Traits::kStages * Traits::kRuns;
+  constexpr int kRuns = Traits::kRingBytes / Traits::kRunBytes;
   constexpr int kTailSlots = 2;
   for (int first = 0; first < kRuns * Traits::kPlanes * kTailSlots; first += Traits::kThreads) {
     const int i = first + device::thread_index();
@@ -84,7 +84,6 @@ template <int kId, typename T>
 GC_GLOBAL((WgradTraits<kId, T>::kThreads), (WgradTraits<kId, T>::kBlocksPerSm))
 wgrad_rowstream_kernel(const GC_GRID_CONSTANT WgradArgs args) {
   using Traits = WgradTraits<kId, T>;
-  constexpr uint32_t kRing = Traits::kStages * Traits::kStageBytes;
   constexpr int kAhead = Traits::kStages - 2;
   GC_DYNAMIC_SHARED(dynamic_shared);
   const uint32_t shared = device::shared_address(dynamic_shared);
@@ -98,34 +97,31 @@ wgrad_rowstream_kernel(const GC_GRID_CONSTANT WgradArgs args) {
   WgradLoader<Traits> loader(args, first_channel, split);
   WgradTile<Traits> tile(channel_warp, part * Traits::kTilesPerWarp * 256);
 
-  const auto next = [&](uint32_t stage) {
-    return stage + Traits::kStageBytes == kRing ? 0 : stage + Traits::kStageBytes;
-  };
-  // The steps under way, the next one in the lowest bits.
-  uint32_t steps = 0, loading = 0;
+  WgradStage<Traits> loading = WgradStage<Traits>::first(shared), current = loading, last = loading;
+  // What the steps under way can compute, the next step in the lowest bits.
+  uint32_t steps = 0;
   GC_UNROLL
   for (int i = 0; i < kAhead; ++i) {
-    steps |= loader.load_step(shared + loading) << (kStepBits * i);
-    loading = next(loading);
+    steps |= loader.load_step(loading) << (kStepBits * i);
+    loading = loading.next(shared);
   }
-  uint32_t current = 0, last = kRing - Traits::kStageBytes;
   GC_NO_UNROLL
   while (steps & kStepLive) {
     device::cp_async_wait<kAhead - 1>();
     device::sync_threads();
     const uint32_t step = steps & kStepRows;
-    steps = steps >> kStepBits | loader.load_step(shared + loading) << (kStepBits * (kAhead - 1));
-    loading = next(loading);
-    const uint32_t row_b = Traits::kStride == 1 ? last : current + 2 * Traits::kRunBytes;
-    const WgradStepRows rows{shared + current, shared + row_b, shared + current + Traits::kDyOffset,
-                             shared + last + Traits::kDyOffset};
+    steps = steps >> kStepBits | loader.load_step(loading) << (kStepBits * (kAhead - 1));
+    loading = loading.next(shared);
+    const WgradStepRows rows{current.x,
+                             Traits::kStride == 1 ? last.x : current.x + 2 * Traits::kRunBytes,
+                             current.dy, last.dy};
     if (step == kStepRows) {
       tile.template multiply<true>(rows, step);
     } else if (step != 0) {
       tile.template multiply<false>(rows, step);
     }
     last = current;
-    current = next(current);
+    current = current.next(shared);
   }
   device::cp_async_wait<0>();
   wgrad_write_partials<Traits>(args, tile, shared, first_channel, split, part);

@@ -39,15 +39,17 @@ struct WgradConfig {
     return 16 * (planes() % 8 == 0 ? used | 1 : used + (10 - used % 8) % 8);
   }
   constexpr int run_bytes() const { return planes() * plane_bytes(); }
-  // x and dy; at stride 2 the even and the odd columns of two rows of x, and dy.
-  constexpr int runs() const { return stride == 1 ? 2 : 5; }
-  constexpr int stage_bytes() const { return runs() * run_bytes(); }
+  // A stage of x is a row, or at stride 2 the even and the odd columns of two rows; of dy a row.
+  // At stride 2 the last step's rows of x are not wanted any more, so there is a stage less of x.
+  constexpr int x_stage_bytes() const { return run_bytes() * (stride == 1 ? 1 : 4); }
+  constexpr int x_stages() const { return stride == 1 ? stages : stages - 1; }
+  constexpr int ring_bytes() const { return x_stages() * x_stage_bytes() + stages * run_bytes(); }
 
   // The sums of a block on their way out: rows of one output channel, four floats apart.
   constexpr int sum_rows() const { return channels / co_tiles; }
   constexpr int sum_pitch_bytes() const { return 4 * (9 * c_per_group + 4); }
   constexpr int shared_bytes() const {
-    return std::max(stages * stage_bytes(), sum_rows() * sum_pitch_bytes());
+    return std::max(ring_bytes(), sum_rows() * sum_pitch_bytes());
   }
 };
 
@@ -56,14 +58,14 @@ inline constexpr WgradConfig kWgradConfigs[] = {
     // name            cpg stride channels slots co_tiles k_split stages blocks_per_sm
     {"wgrad_c4_s1",     4,  1,     64,      64,   1,       1,      5,     2},
     {"wgrad_c8_s1",     8,  1,     64,      64,   1,       1,      5,     2},
-    {"wgrad_c16_s1",   16,  1,     32,      64,   1,       4,      6,     2},
-    {"wgrad_c32_s1",   32,  1,     32,      64,   2,       4,      6,     1},
+    {"wgrad_c16_s1",   16,  1,     32,      64,   1,       4,      8,     2},
+    {"wgrad_c32_s1",   32,  1,     32,      64,   2,       4,      8,     1},
     {"wgrad_c64_s1",   64,  1,     64,      64,   2,       1,      5,     1},
-    {"wgrad_c4_s2",     4,  2,     32,      64,   1,       2,      4,     2},
-    {"wgrad_c8_s2",     8,  2,     32,      64,   1,       2,      4,     2},
-    {"wgrad_c16_s2",   16,  2,     32,      64,   1,       4,      4,     2},
-    {"wgrad_c32_s2",   32,  2,     32,      64,   2,       4,      4,     1},
-    {"wgrad_c64_s2",   64,  2,     64,      32,   2,       1,      4,     1},
+    {"wgrad_c4_s2",     4,  2,     32,      64,   1,       2,      5,     2},
+    {"wgrad_c8_s2",     8,  2,     32,      64,   1,       2,      5,     2},
+    {"wgrad_c16_s2",   16,  2,     32,      64,   1,       4,      5,     2},
+    {"wgrad_c32_s2",   32,  2,     32,      64,   2,       4,      5,     1},
+    {"wgrad_c64_s2",   64,  2,     64,      32,   2,       1,      5,     1},
 };
 // clang-format on
 inline constexpr int kWgradConfigCount = int(std::size(kWgradConfigs));

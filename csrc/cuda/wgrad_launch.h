@@ -1,9 +1,10 @@
 // The arguments of the weight-gradient kernels, and the two launches that make one pass. Plain C++
-// without CUDA: the launcher for the GPU and the emulator's drivers use it.
+// without CUDA: the launcher for the GPU and the emulator's driver use it.
 #pragma once
 
 #include <cstdint>
 
+#include "cuda/launch.h"
 #include "cuda/wgrad_configs.h"
 #include "problem.h"
 
@@ -62,5 +63,15 @@ inline WgradLaunch wgrad_reduce_launch(const ConvProblem& p) {
   return {ceil_div(p.K * p.c_per_group() * 9, kWgradReduceElements), kWgradReduceThreads,
           kSums * kWgradReduceElements * int(sizeof(float))};
 }
+
+// Enqueues both kernels on a cudaStream_t; the result is a cudaError_t. The problem is one that the
+// plan's configuration supports, the workspace has plan.workspace_bytes(problem).
+int launch_wgrad(const ConvProblem& problem, DType dtype, const WgradPlan& plan, const void* x,
+                 const void* dy, void* workspace, void* dw, bool channels_last, void* stream);
+
+// The same for one element type, Float16 or BFloat16 (wgrad_launch.cuh, instantiated in a .cu file
+// for each).
+template <typename T>
+int launch_wgrad_kernels(const ConvProblem& problem, const WgradArgs& args, void* stream);
 
 }  // namespace grouped_conv::cuda

@@ -1,7 +1,7 @@
 // Rows of x and dy on their way into shared memory, for the weight gradient.
 //
-// A stage holds what one step of the walk brings: one row of dy and one row of x, or at stride 2 a
-// pair of rows of x, the even and the odd columns of each apart. Such a run of pixels consists of
+// A step of the walk brings one row of dy and one row of x, or at stride 2 a pair of rows of x, the
+// even and the odd columns of each apart, into a stage of either. Such a run of pixels consists of
 // planes of 16-byte slots, one slot per pixel. Columns count from the left padding, so output
 // column q meets slot q + s at stride 1, and even column q + s / 2 or odd column q at stride 2: a
 // tap is a constant distance. The slots of the padding, and those beyond the tile, are filled with
@@ -29,9 +29,9 @@ struct WgradTraits {
 
   static constexpr int kPlaneBytes = kConfig.plane_bytes();
   static constexpr int kRunBytes = kConfig.run_bytes();
-  static constexpr int kRuns = kConfig.runs();
-  static constexpr int kStageBytes = kConfig.stage_bytes();
-  static constexpr int kDyOffset = kStageBytes - kRunBytes;
+  static constexpr int kXStageBytes = kConfig.x_stage_bytes();
+  static constexpr int kXRingBytes = kXStageBytes * kConfig.x_stages();
+  static constexpr int kRingBytes = kConfig.ring_bytes();
 
   static constexpr int kWarpsPerPart = kConfig.warps_per_part();
   static constexpr int kParts = kConfig.k_split;
@@ -69,6 +69,22 @@ inline constexpr uint32_t kStepDyBefore = 4;  // row A with the row of dy before
 inline constexpr uint32_t kStepRows = 7;
 inline constexpr uint32_t kStepLive = 8;  // the walk has not ended
 inline constexpr int kStepBits = 4;
+
+// Shared addresses of the stages of a step.
+template <class Traits>
+struct WgradStage {
+  uint32_t x, dy;
+
+  GC_DEVICE static WgradStage first(uint32_t shared) {
+    return {shared, shared + Traits::kXRingBytes};
+  }
+  GC_DEVICE WgradStage next(uint32_t shared) const {
+    const uint32_t next_x = x + Traits::kXStageBytes, next_dy = dy + Traits::kRunBytes;
+    const WgradStage wrapped = first(shared);
+    return {next_x == wrapped.dy ? wrapped.x : next_x,
+            next_dy == shared + Traits::kRingBytes ? wrapped.dy : next_dy};
+  }
+};
 
 // Walks down the rows that are the block's share, and brings the rows of one step at a time.
 // Step t of a tile brings row t of dy, and with it, counted from the top padding, row t + 1 of x
@@ -109,9 +125,8 @@ class WgradLoader {
     enter_tile();
   }
 
-  // Starts the copies of the next step into the stage at `stage`. Returns what the step can
-  // compute.
-  GC_DEVICE uint32_t load_step(uint32_t stage) {
+  // Starts the copies of the next step into `stage`. Returns what the step can compute.
+  GC_DEVICE uint32_t load_step(const WgradStage<Traits>& stage) {
     uint32_t step = 0;
     if (rows_left_ > 0) {
       const int row_a = row_a_of(step_);
@@ -119,9 +134,11 @@ class WgradLoader {
       const bool has_a = inside(row_a);
       const bool has_b = inside(row_b);
       const bool has_dy = step_ >= begin_ && step_ < end_;
-      if (has_a) load_x_row(stage, row_a);
-      if (Traits::kStride == 2 && has_b && has_dy) load_x_row(stage + 2 * Traits::kRunBytes, row_b);
-      if (has_dy) load_dy_row(stage + Traits::kDyOffset, step_);
+      if (has_a) load_x_row(stage.x, row_a);
+      if (Traits::kStride == 2 && has_b && has_dy) {
+        load_x_row(stage.x + 2 * Traits::kRunBytes, row_b);
+      }
+      if (has_dy) load_dy_row(stage.dy, step_);
       step = kStepLive | (has_a && has_dy ? kStepRowA : 0) | (has_b && has_dy ? kStepRowB : 0) |
              (has_a && step_ > begin_ ? kStepDyBefore : 0);
       if (step_++ == last_step_) leave_tile();
