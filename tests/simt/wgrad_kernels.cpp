@@ -25,12 +25,11 @@ std::vector<simt::Report> launch(const PassArgs& pass, void* workspace, int sm_c
 
 template <int kId, typename T>
 EmulatedKernel emulated(DType dtype) {
-  constexpr WgradConfig kConfig = kWgradConfigs[kId];
-  return {kConfig.name,
+  return {kWgradConfigs[kId].name,
           Pass::kWgrad,
           dtype,
           [](const ConvProblem& p) -> std::string {
-            return wgrad_supports(kConfig, p) ? "" : "wgrad_supports() says no";
+            return wgrad_supports(kWgradConfigs[kId], p) ? "" : "wgrad_supports() says no";
           },
           [](const ConvProblem& p, int sm_count) {
             return plan_wgrad(kId, p, sm_count).workspace_bytes(p);
@@ -40,8 +39,7 @@ EmulatedKernel emulated(DType dtype) {
 
 template <int... kId>
 std::vector<EmulatedKernel> all(std::integer_sequence<int, kId...>) {
-  return {emulated<kId, Float16>(DType::kFloat16)...,
-          emulated<kId, BFloat16>(DType::kBFloat16)...};
+  return {emulated<kId, Float16>(DType::kFloat16)..., emulated<kId, BFloat16>(DType::kBFloat16)...};
 }
 
 }  // namespace
