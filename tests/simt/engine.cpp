@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <numeric>
 #include <random>
 #include <utility>
 
@@ -52,6 +53,7 @@ struct Thread {
   std::vector<Copy> copies;    // under way, oldest first
   std::vector<size_t> groups;  // how many of them each closed group holds
   size_t open = 0;             // and how many the open one
+  int64_t in_flight = 0;       // bytes
 };
 
 struct Warp {
@@ -77,7 +79,12 @@ class Engine {
   bool planted(Planted kind, int site) const {
     return site == mutated_site_ && options_.mutation.kind == kind;
   }
-  void count_instruction(int site, int lane);
+  // As planted(), where it makes a difference if `matters`.
+  bool takes_effect(Planted kind, int site, bool matters = true) {
+    const bool effect = matters && planted(kind, site);
+    effects_ += effect;
+    return effect;
+  }
   void meet(Request& request, State state);
   void load_global(void* value, const void* source, int bytes, bool active, int site);
   void store_global(void* target, const void* value, int bytes, bool active, int site);
@@ -125,6 +132,7 @@ class Engine {
   std::map<std::pair<Fault, int>, size_t> fault_index_;
   std::mt19937_64 random_;
   int mutated_site_ = -1;
+  int64_t effects_ = 0;                   // of the planted fault
   std::map<int, uint64_t> last_address_;  // of each thread at the mutated site
 
   Dim3 block_;
@@ -134,9 +142,7 @@ class Engine {
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
 
-  int64_t in_flight_ = 0, peak_in_flight_ = 0;
-  double in_flight_at_waits_ = 0;
-  int64_t waits_ = 0;
+  int64_t in_flight_at_waits_ = 0, waits_ = 0;
 };
 
 int Engine::site(const Site& site, Leaf leaf) {
@@ -185,7 +191,8 @@ Address Engine::stale(Planted kind, int site, Address address) {
   std::memcpy(&now, &address, sizeof address);
   const auto [entry, first] = last_address_.try_emplace(thread_, now);
   const uint64_t before = std::exchange(entry->second, now);
-  if (first) return address;
+  if (first || before == now) return address;
+  ++effects_;
   std::memcpy(&address, &before, sizeof address);
   return address;
 }
@@ -193,7 +200,7 @@ Address Engine::stale(Planted kind, int site, Address address) {
 // Memory ------------------------------------------------------------------------------------------
 
 void Engine::load_global(void* value, const void* source, int bytes, bool active, int site) {
-  active |= planted(Planted::kIgnorePredicate, site);
+  active |= takes_effect(Planted::kIgnorePredicate, site, !active);
   source = stale(Planted::kStalePointer, site, source);
   if (options_.count) {
     warps_[size_t(thread_ / kLanes)].trace.global_access(
@@ -207,8 +214,8 @@ void Engine::load_global(void* value, const void* source, int bytes, bool active
 }
 
 void Engine::store_global(void* target, const void* value, int bytes, bool active, int site) {
-  active |= planted(Planted::kIgnorePredicate, site);
-  active &= !planted(Planted::kDrop, site);
+  active |= takes_effect(Planted::kIgnorePredicate, site, !active);
+  active &= !takes_effect(Planted::kDrop, site, active);
   target = stale(Planted::kStalePointer, site, target);
   if (options_.count) {
     warps_[size_t(thread_ / kLanes)].trace.global_access(
@@ -220,7 +227,7 @@ void Engine::store_global(void* target, const void* value, int bytes, bool activ
 }
 
 void Engine::load_shared(void* value, uint32_t source, int bytes, bool active, int site) {
-  active |= planted(Planted::kIgnorePredicate, site);
+  active |= takes_effect(Planted::kIgnorePredicate, site, !active);
   source = stale(Planted::kStaleAddress, site, source);
   if (options_.count) {
     warps_[size_t(thread_ / kLanes)].trace.shared_access(site, thread_ % kLanes, source, bytes,
@@ -234,8 +241,8 @@ void Engine::load_shared(void* value, uint32_t source, int bytes, bool active, i
 }
 
 void Engine::store_shared(uint32_t target, const void* value, int bytes, bool active, int site) {
-  active |= planted(Planted::kIgnorePredicate, site);
-  active &= !planted(Planted::kDrop, site);
+  active |= takes_effect(Planted::kIgnorePredicate, site, !active);
+  active &= !takes_effect(Planted::kDrop, site, active);
   target = stale(Planted::kStaleAddress, site, target);
   if (options_.count) {
     warps_[size_t(thread_ / kLanes)].trace.shared_access(site, thread_ % kLanes, target, bytes,
@@ -246,9 +253,9 @@ void Engine::store_shared(uint32_t target, const void* value, int bytes, bool ac
 
 void Engine::copy(uint32_t target, const void* source, bool valid, bool active, int site) {
   constexpr int kBytes = 16;
-  if (planted(Planted::kIgnorePredicate, site)) valid = true;
-  if (planted(Planted::kDropZeroFill, site)) active &= valid;
-  if (planted(Planted::kDrop, site)) active = false;
+  valid |= takes_effect(Planted::kIgnorePredicate, site, active && !valid);
+  active &= !takes_effect(Planted::kDropZeroFill, site, active && !valid);
+  active &= !takes_effect(Planted::kDrop, site, active);
   target = stale(Planted::kStaleAddress, site, target);
   source = stale(Planted::kStalePointer, site, source);
   if (options_.count) {
@@ -262,8 +269,7 @@ void Engine::copy(uint32_t target, const void* source, bool valid, bool active, 
   Thread& thread = threads_[size_t(thread_)];
   thread.copies.push_back({target, source, valid, site});
   ++thread.open;
-  if (valid) in_flight_ += kBytes;
-  peak_in_flight_ = std::max(peak_in_flight_, in_flight_);
+  if (valid) thread.in_flight += kBytes;
 }
 
 void Engine::commit() {
@@ -278,7 +284,7 @@ void Engine::land(Thread& thread, size_t copies) {
     uint8_t value[kBytes] = {};
     if (copy.valid) {
       note(global_.read(value, copy.source, kBytes), copy.site);
-      in_flight_ -= kBytes;
+      thread.in_flight -= kBytes;
     }
     shared_.end_copy(copy.target, value, actor(thread_, copy.site));
   }
@@ -287,13 +293,13 @@ void Engine::land(Thread& thread, size_t copies) {
 
 void Engine::wait(int groups_left) {
   Thread& thread = threads_[size_t(thread_)];
+  in_flight_at_waits_ += thread.in_flight;
+  ++waits_;
   size_t copies = 0;
   const size_t done = thread.groups.size() - std::min(thread.groups.size(), size_t(groups_left));
   for (size_t i = 0; i < done; ++i) copies += thread.groups[i];
   thread.groups.erase(thread.groups.begin(), thread.groups.begin() + std::ptrdiff_t(done));
   land(thread, copies);
-  in_flight_at_waits_ += double(in_flight_);
-  ++waits_;
 }
 
 // Collectives
@@ -314,18 +320,23 @@ void Engine::execute_ldmatrix(int warp) {
     uint64_t addresses[kLanes] = {};
     uint32_t lanes = 0;
     for (int i = 0; i < 8; ++i) {
-      int lane = matrix * 8 + i;
+      const int lane = matrix * 8 + i;
       lanes |= 1u << i;
       addresses[i] = request(warp, lane).value;
-      // Read for whoever gives the address: the four receivers are lanes of the same warp.
-      thread_ = first_thread(warp) + lane;
-      note(shared_.read(rows[i], request(warp, lane).value, 16, actor(thread_, any.site)),
+      // Who reads is who receives.
+      int receivers[8];
+      for (int j = 0; j < 8; ++j) {
+        receivers[j] = first_thread(warp) + (any.flag ? j * 4 + i / 2 : i * 4 + j / 2);
+      }
+      note(shared_.read_row(rows[i], request(warp, lane).value, receivers,
+                            actor(first_thread(warp), any.site)),
            any.site);
     }
     const Wavefronts passes = wavefronts(addresses, lanes, 16);
     counts.wavefronts += passes.passes;
     counts.conflicts += passes.conflicts;
     counts.bytes += 128;
+    if (!options_.arithmetic) continue;
     uint32_t registers[kLanes];
     distribute(rows, any.flag, registers);
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -344,7 +355,9 @@ void Engine::execute_shuffle(int warp) {
   }
   uint32_t values[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) values[lane] = request(warp, lane).value;
-  if (planted(Planted::kSwapLanes, any.site)) std::swap(values[0], values[1]);
+  if (takes_effect(Planted::kSwapLanes, any.site, values[0] != values[1])) {
+    std::swap(values[0], values[1]);
+  }
   for (int lane = 0; lane < kLanes; ++lane) {
     Request& own = request(warp, lane);
     int from = own.operand;
@@ -361,7 +374,8 @@ void Engine::execute(int warp) {
   ++counts.warp_instructions;
   switch (any.leaf) {
     case Leaf::kMma: {
-      if (planted(Planted::kDrop, any.site)) break;
+      counts.flops += 2 * 16 * 8 * any.shape.k;
+      if (takes_effect(Planted::kDrop, any.site) || !options_.arithmetic) break;
       MmaOperands operands;
       uint32_t swapped[kLanes][4];
       for (int lane = 0; lane < kLanes; ++lane) {
@@ -372,16 +386,16 @@ void Engine::execute(int warp) {
         if (planted(Planted::kSwapRegisters, any.site)) {
           const int registers = any.shape.format == Format::kTf32 ? 4 : any.shape.k / 4;
           std::copy(own.a, own.a + registers, swapped[lane]);
+          effects_ += swapped[lane][0] != swapped[lane][1];
           std::swap(swapped[lane][0], swapped[lane][1]);
           operands.a[lane] = swapped[lane];
         }
       }
-      counts.flops += 2 * 16 * 8 * any.shape.k;
       mma(any.shape, operands);
       break;
     }
     case Leaf::kLdmatrix:
-      if (planted(Planted::kSwapLanes, any.site)) {
+      if (takes_effect(Planted::kSwapLanes, any.site)) {
         std::swap(request(warp, 0).value, request(warp, 1).value);
       }
       execute_ldmatrix(warp);
@@ -466,10 +480,9 @@ bool Engine::release_barrier() {
 }
 
 void Engine::run_block() {
-  shared_.begin_block(shape_.shared_bytes);
+  shared_.begin_block(shape_.shared_bytes, options_.detect);
   for (Thread& thread : threads_) thread = {};
   for (Warp& warp : warps_) warp.syncs = 0;
-  in_flight_ = 0;
   abandoned_ = false;
   last_address_.clear();
   fibers_.reset(shape_.threads, [](int thread) {
@@ -477,9 +490,10 @@ void Engine::run_block() {
     (*engine.kernel_)();
     engine.threads_[size_t(thread)].state = State::kDone;
   });
-  std::vector<int> ready(warps_.size());
+  std::vector<int> ready;
   do {
-    for (size_t i = 0; i < warps_.size(); ++i) ready[i] = int(i);
+    ready.resize(warps_.size());
+    std::iota(ready.begin(), ready.end(), 0);
     while (!ready.empty()) {
       const size_t pick = options_.schedule ? random_() % ready.size() : 0;
       run_warp(ready[pick]);
@@ -487,8 +501,6 @@ void Engine::run_block() {
       if (abandoned_) return;
       if (!goes_on) ready.erase(ready.begin() + std::ptrdiff_t(pick));
     }
-    std::erase_if(ready, [](int) { return true; });
-    ready.resize(warps_.size());
   } while (release_barrier());
 }
 
@@ -505,11 +517,11 @@ Report Engine::run(const Shape& shape, const Options& options,
   fault_index_.clear();
   sites_.clear();
   mutated_site_ = -1;
+  effects_ = 0;
   random_.seed(options.schedule);
   threads_.assign(size_t(shape.threads), {});
   warps_.assign(size_t(shape.threads / kLanes), Warp(sites_));
-  peak_in_flight_ = waits_ = 0;
-  in_flight_at_waits_ = 0;
+  in_flight_at_waits_ = waits_ = 0;
   global_.begin_launch();
 
   std::vector<int64_t> blocks = options.blocks;
@@ -527,11 +539,15 @@ Report Engine::run(const Shape& shape, const Options& options,
 
   Report report;
   report.faults = std::move(faults_);
+  report.effects = effects_;
   report.counts.blocks = int64_t(blocks.size());
+  report.counts.threads = shape.threads;
+  report.counts.shared_bytes = shape.shared_bytes;
   report.counts.sites = sites_.counts();
   global_.count_sectors(report.counts.dram_sectors_read, report.counts.dram_sectors_written);
-  report.counts.bytes_in_flight = waits_ ? in_flight_at_waits_ / double(waits_) : 0;
-  report.counts.peak_bytes_in_flight = peak_in_flight_;
+  if (waits_ > 0) {
+    report.counts.bytes_in_flight = double(in_flight_at_waits_) / double(waits_) * shape.threads;
+  }
   return report;
 }
 
@@ -551,7 +567,7 @@ void sync_threads(Site site) { sync_threads_or(false, site); }
 
 bool sync_threads_or(bool condition, Site site) {
   Request request{.leaf = Leaf::kSyncThreads, .site = engine().site(site, Leaf::kSyncThreads)};
-  if (engine().planted(Planted::kDrop, request.site)) return condition;
+  if (engine().takes_effect(Planted::kDrop, request.site)) return condition;
   request.flag = condition;
   engine().meet(request, State::kAtBlock);
   return request.flag;
@@ -559,7 +575,7 @@ bool sync_threads_or(bool condition, Site site) {
 
 void sync_warp(Site site) {
   Request request{.leaf = Leaf::kSyncWarp, .site = engine().site(site, Leaf::kSyncWarp)};
-  if (engine().planted(Planted::kDrop, request.site)) return;
+  if (engine().takes_effect(Planted::kDrop, request.site)) return;
   engine().meet(request, State::kAtWarp);
 }
 
@@ -615,12 +631,12 @@ void cp_async_16(uint32_t target, const void* source, bool valid, bool active, S
 }
 void cp_async_commit(Site site) {
   const int index = engine().site(site, Leaf::kCommit);
-  if (!engine().planted(Planted::kDrop, index)) engine().commit();
+  if (!engine().takes_effect(Planted::kDrop, index)) engine().commit();
 }
 void cp_async_wait(int groups_left, Site site) {
   const int index = engine().site(site, Leaf::kWait);
-  if (engine().planted(Planted::kDrop, index)) return;
-  engine().wait(groups_left + engine().planted(Planted::kWeakenWait, index));
+  if (engine().takes_effect(Planted::kDrop, index)) return;
+  engine().wait(groups_left + engine().takes_effect(Planted::kWeakenWait, index));
 }
 
 }  // namespace simt

@@ -12,7 +12,7 @@ std::vector<Kind> kinds_of(Leaf leaf) {
     case Leaf::kStoreGlobal:
       return {Kind::kDrop, Kind::kIgnorePredicate, Kind::kStalePointer};
     case Leaf::kLoadShared:
-      return {Kind::kIgnorePredicate, Kind::kStaleAddress};
+      return {Kind::kStaleAddress};  // a superfluous load harms nobody
     case Leaf::kStoreShared:
       return {Kind::kDrop, Kind::kIgnorePredicate, Kind::kStaleAddress};
     case Leaf::kCopyAsync:

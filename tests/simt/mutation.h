@@ -28,7 +28,8 @@ struct Mutation {
 };
 const char* name(Mutation::Kind kind);
 
-// Every fault that can be planted into a kernel, from the counts of a run of it.
+// Every fault that can be planted into a kernel, from the counts of a run of it. Some may make no
+// difference, such as to ignore a predicate that is always true: Report::effects tells.
 std::vector<Mutation> mutations_of(const Counts& counts);
 
 }  // namespace simt

@@ -63,14 +63,13 @@ struct SiteCounts {
 
 struct Counts {
   int64_t blocks = 0;
+  int threads = 0, shared_bytes = 0;  // of a block
   std::vector<SiteCounts> sites;
 
   // Different sectors in the whole launch: what crosses DRAM if each crosses once.
   int64_t dram_sectors_read = 0, dram_sectors_written = 0;
-  // Bytes of asynchronous copies under way in a block: the mean over its threads' waits, taken when
-  // a wait returns, and the most at any time.
+  // Bytes of a block's asynchronous copies under way when its threads come to a wait: the mean.
   double bytes_in_flight = 0;
-  int64_t peak_bytes_in_flight = 0;
 
   int64_t warp_instructions(Leaf leaf) const;
   int64_t warp_instructions() const;
@@ -84,6 +83,7 @@ struct Counts {
 struct Report {
   std::vector<FaultRecord> faults;
   Counts counts;
+  int64_t effects = 0;  // how often a planted fault made a difference
 
   bool clean() const { return faults.empty(); }
   bool found(Fault fault) const;

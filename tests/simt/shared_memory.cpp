@@ -14,8 +14,9 @@ std::string thread_name(int thread) {
 
 }  // namespace
 
-void SharedShadow::begin_block(int bytes) {
+void SharedShadow::begin_block(int bytes, bool detect) {
   bytes_ = bytes;
+  detect_ = detect;
   data_.resize(size_t(bytes));
   cells_.resize(size_t(bytes + kGranule - 1) / kGranule);
   ++block_;
@@ -43,6 +44,41 @@ std::optional<SharedShadow::Problem> SharedShadow::check_range(uint32_t address,
   return std::nullopt;
 }
 
+std::optional<SharedShadow::Problem> SharedShadow::read_cell(uint32_t address, const Actor& actor) {
+  Cell& c = cell(address / kGranule);
+  const int warp = actor.thread / kWarp;
+  std::optional<Problem> problem;
+  const auto report = [&](Fault fault, const std::string& what, int site) {
+    problem = Problem{
+        fault, thread_name(actor.thread) + " reads shared byte " + std::to_string(address) + what,
+        site};
+  };
+  if (c.copies > 0) {
+    report(Fault::kPendingCopy,
+           ", into which " + thread_name(c.writer) + " copies, before it waits", c.write_site);
+  } else if (!c.written) {
+    report(Fault::kUninitialised, ", which nobody wrote", -1);
+  } else if (c.write_epoch == epoch_ && c.writer != actor.thread &&
+             (c.writer / kWarp != warp || c.write_syncs == actor.warp_syncs)) {
+    report(Fault::kRace, ", written by " + thread_name(c.writer) + " since the last barrier",
+           c.write_site);
+  }
+  if (c.read_epoch != epoch_) {
+    c.read_epoch = epoch_;
+    c.reader_warps = 0;
+    c.several_readers = false;
+  }
+  // The last reader stands for its warp; of other warps it is only known that they read.
+  const bool same_warp = c.reader_warps != 0 && c.reader / kWarp == warp;
+  c.several_readers = same_warp && c.read_syncs == actor.warp_syncs &&
+                      (c.several_readers || c.reader != actor.thread);
+  c.reader_warps |= 1u << warp;
+  c.reader = int16_t(actor.thread);
+  c.read_syncs = actor.warp_syncs;
+  c.read_site = uint16_t(actor.site);
+  return problem;
+}
+
 std::optional<SharedShadow::Problem> SharedShadow::read(void* value, uint32_t address, int bytes,
                                                         const Actor& actor) {
   if (auto problem = check_range(address, bytes)) {
@@ -51,39 +87,26 @@ std::optional<SharedShadow::Problem> SharedShadow::read(void* value, uint32_t ad
   }
   std::memcpy(value, &data_[address], size_t(bytes));
   std::optional<Problem> problem;
-  const int warp = actor.thread / kWarp;
-  for (uint32_t at = address; at < address + uint32_t(bytes); at += kGranule) {
-    Cell& c = cell(at / kGranule);
-    const auto report = [&](Fault fault, const std::string& what, int site) {
-      if (!problem) {
-        problem = Problem{
-            fault, thread_name(actor.thread) + " reads shared byte " + std::to_string(at) + what,
-            site};
-      }
-    };
-    if (c.copies > 0) {
-      report(Fault::kPendingCopy,
-             ", into which " + thread_name(c.writer) + " copies, before it waits", c.write_site);
-    } else if (!c.written) {
-      report(Fault::kUninitialised, ", which nobody wrote", -1);
-    } else if (c.write_epoch == epoch_ && c.writer != actor.thread &&
-               (c.writer / kWarp != warp || c.write_syncs == actor.warp_syncs)) {
-      report(Fault::kRace, ", written by " + thread_name(c.writer) + " since the last barrier",
-             c.write_site);
-    }
-    if (c.read_epoch != epoch_) {
-      c.read_epoch = epoch_;
-      c.reader_warps = 0;
-      c.several_readers = false;
-    }
-    // The last reader stands for its warp; other warps are only known to have read.
-    const bool same_warp = c.reader_warps != 0 && c.reader / kWarp == warp;
-    c.several_readers = same_warp && c.read_syncs == actor.warp_syncs &&
-                        (c.several_readers || c.reader != actor.thread);
-    c.reader_warps |= 1u << warp;
-    c.reader = int16_t(actor.thread);
-    c.read_syncs = actor.warp_syncs;
-    c.read_site = uint16_t(actor.site);
+  for (uint32_t at = address; detect_ && at < address + uint32_t(bytes); at += kGranule) {
+    auto here = read_cell(at, actor);
+    if (here && !problem) problem = std::move(here);
+  }
+  return problem;
+}
+
+std::optional<SharedShadow::Problem> SharedShadow::read_row(uint16_t (&row)[8], uint32_t address,
+                                                            const int (&threads)[8],
+                                                            const Actor& actor) {
+  if (auto problem = check_range(address, int(sizeof row))) {
+    std::memset(row, 0xff, sizeof row);
+    return problem;
+  }
+  std::memcpy(row, &data_[address], sizeof row);
+  std::optional<Problem> problem;
+  for (int i = 0; detect_ && i < 8; ++i) {
+    auto here =
+        read_cell(address + uint32_t(i * kGranule), {threads[i], actor.warp_syncs, actor.site});
+    if (here && !problem) problem = std::move(here);
   }
   return problem;
 }
@@ -134,7 +157,7 @@ std::optional<SharedShadow::Problem> SharedShadow::write(uint32_t address, const
   if (auto problem = check_range(address, bytes)) return problem;
   std::memcpy(&data_[address], value, size_t(bytes));
   std::optional<Problem> problem;
-  for (uint32_t at = address; at < address + uint32_t(bytes); at += kGranule) {
+  for (uint32_t at = address; detect_ && at < address + uint32_t(bytes); at += kGranule) {
     Cell& c = cell(at / kGranule);
     if (!problem) problem = check_write(c, at, actor);
     note_write(c, actor);
@@ -148,7 +171,7 @@ std::optional<SharedShadow::Problem> SharedShadow::begin_copy(uint32_t address,
   if (auto problem = check_range(address, kBytes)) return problem;
   std::memset(&data_[address], 0xff, kBytes);
   std::optional<Problem> problem;
-  for (uint32_t at = address; at < address + kBytes; at += kGranule) {
+  for (uint32_t at = address; detect_ && at < address + kBytes; at += kGranule) {
     Cell& c = cell(at / kGranule);
     if (!problem) problem = check_write(c, at, actor);
     note_write(c, actor);
@@ -161,7 +184,7 @@ void SharedShadow::end_copy(uint32_t address, const void* value, const Actor& ac
   constexpr int kBytes = 16;
   if (check_range(address, kBytes)) return;
   std::memcpy(&data_[address], value, kBytes);
-  for (uint32_t at = address; at < address + kBytes; at += kGranule) {
+  for (uint32_t at = address; detect_ && at < address + kBytes; at += kGranule) {
     Cell& c = cell(at / kGranule);
     --c.copies;
     note_write(c, actor);

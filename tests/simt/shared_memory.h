@@ -26,11 +26,14 @@ class SharedShadow {
     int other_site;
   };
 
-  // For a block that starts: nothing is initialised.
-  void begin_block(int bytes);
+  // For a block that starts: nothing is initialised. Without `detect` only addresses are checked.
+  void begin_block(int bytes, bool detect);
   void barrier() { ++epoch_; }
 
   std::optional<Problem> read(void* value, uint32_t address, int bytes, const Actor& actor);
+  // 16 bytes that ldmatrix deals out: threads[i] gets the i-th two bytes.
+  std::optional<Problem> read_row(uint16_t (&row)[8], uint32_t address, const int (&threads)[8],
+                                  const Actor& actor);
   std::optional<Problem> write(uint32_t address, const void* value, int bytes, const Actor& actor);
   // An asynchronous write of 16 bytes: they are in doubt from begin_copy to end_copy.
   std::optional<Problem> begin_copy(uint32_t address, const Actor& actor);
@@ -52,12 +55,14 @@ class SharedShadow {
 
   std::optional<Problem> check_range(uint32_t address, int bytes) const;
   Cell& cell(uint32_t index);
+  std::optional<Problem> read_cell(uint32_t address, const Actor& actor);
   std::optional<Problem> check_write(const Cell& cell, uint32_t address, const Actor& actor) const;
   void note_write(Cell& cell, const Actor& actor) const;
 
   std::vector<std::byte> data_;
   std::vector<Cell> cells_;
   int bytes_ = 0;
+  bool detect_ = true;
   uint32_t block_ = 0;
   uint32_t epoch_ = 0;
 };
