@@ -12,7 +12,7 @@
 // Memory: `stages` rows of x and dy in shared memory; the sums stay in registers, 20 floats a
 // thread
 //   up to 8 channels per group, 72 at 16, 144 from 32. On the way out the k_split parts are added
-//   in shared memory, in order, and leave in the order of dw.
+//   in shared memory and leave in the order of dw.
 // Supports what wgrad_supports says; float16 and bfloat16, float accumulation, no atomics: the same
 //   bits in each run. Padding is multiplied as zeros, see wgrad_reduce.cuh for Inf and NaN.
 // Source: row streaming as in Spio; the block-diagonal packing and the walk are this project's.
@@ -43,38 +43,37 @@ GC_DEVICE void wgrad_clear_tail(uint32_t shared) {
   }
 }
 
-// Adds the sums of the k_split parts, and writes them as the block's part of a dw.
+// Adds the sums of the k_split parts, in order, and writes them as the block's part of a dw.
 template <class Traits>
 GC_DEVICE void wgrad_write_partials(const WgradArgs& args, const WgradTile<Traits>& tile,
                                     uint32_t shared, int first_channel, int split, int part) {
   constexpr int kPerOutput = 9 * Traits::kPerGroup;
-  constexpr int kRowVectors = kPerOutput / 4;
-  const int tap_step = args.channels_last ? Traits::kPerGroup : 1;
-  const int ci_step = args.channels_last ? 1 : 9;
+  constexpr int kLineVectors = kPerOutput / 4;
+  constexpr int kPartBytes = Traits::kSumLines * Traits::kSumLineBytes;
+  const WgradSumLines<Traits> lines(shared + part * kPartBytes, args.channels_last);
   unsigned char* target =
       args.partials + (int64_t(split) * args.C + first_channel) * kPerOutput * int(sizeof(float));
   GC_UNROLL
   for (int m = 0; m < Traits::kCoTiles; ++m) {
-    GC_NO_UNROLL
-    for (int turn = 0; turn < Traits::kParts; ++turn) {
-      device::sync_threads();
-      if (turn == part) {
-        tile.visit_sums(m, [&](int row, int ci, int tap, float sum, bool wanted) {
-          const uint32_t at =
-              shared + row * Traits::kSumPitchBytes + 4 * (tap * tap_step + ci * ci_step);
-          if (turn > 0) sum += device::float_of(device::load_shared_4(at, wanted));
-          device::store_shared_4(at, device::bits_of(sum), wanted);
-        });
-      }
-    }
     device::sync_threads();
-    for (int first = 0; first < Traits::kSumRows * kRowVectors; first += Traits::kThreads) {
+    tile.put_sums(m, lines);
+    device::sync_threads();
+    for (int first = 0; first < Traits::kSumLines * kLineVectors; first += Traits::kThreads) {
       const int i = first + device::thread_index();
-      const int row = i / kRowVectors, vector = i - row * kRowVectors;
-      const int co = (row / 16 * Traits::kCoTiles + m) * 16 + row % 16;
-      const bool wanted = row < Traits::kSumRows && first_channel + co < args.C;
-      const uint32_t at = shared + row * Traits::kSumPitchBytes + 16 * vector;
-      const device::Bytes16 sums = device::load_shared_16(at, wanted);
+      const int line = i / kLineVectors, vector = i - line * kLineVectors;
+      const int co = (line / 16 * Traits::kCoTiles + m) * 16 + line % 16;
+      const bool wanted = line < Traits::kSumLines && first_channel + co < args.C;
+      const uint32_t at = shared + line * Traits::kSumLineBytes + 16 * vector;
+      device::Bytes16 sums = device::load_shared_16(at, wanted);
+      GC_UNROLL
+      for (int other = 1; other < Traits::kParts; ++other) {
+        const device::Bytes16 more = device::load_shared_16(at + other * kPartBytes, wanted);
+        GC_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          const float sum = device::float_of(sums.word[e]) + device::float_of(more.word[e]);
+          sums.word[e] = device::bits_of(sum);
+        }
+      }
       device::store_global_16(target + 4 * (co * kPerOutput + 4 * vector), sums, wanted);
     }
   }
@@ -123,7 +122,6 @@ wgrad_rowstream_kernel(const GC_GRID_CONSTANT WgradArgs args) {
     last = current;
     current = current.next(shared);
   }
-  device::cp_async_wait<0>();
   wgrad_write_partials<Traits>(args, tile, shared, first_channel, split, part);
 }
 

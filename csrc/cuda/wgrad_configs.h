@@ -20,7 +20,7 @@ struct WgradConfig {
   int channels;
   int slots;
   int co_tiles;       // output channels of a warp, in sixteens; from 16 channels per group
-  int k_split;        // parts that the slots of a row are dealt out to; summed in shared memory
+  int k_split;        // parts that the slots of a row are dealt out to, each with its warps
   int stages;         // rows in shared memory: the present one, the last one, those under way
   int blocks_per_sm;  // that the registers must suffice for
 
@@ -45,12 +45,14 @@ struct WgradConfig {
   constexpr int x_stages() const { return stride == 1 ? stages : stages - 1; }
   constexpr int ring_bytes() const { return x_stages() * x_stage_bytes() + stages * run_bytes(); }
 
-  // The sums of a block on their way out: rows of one output channel, four floats apart.
-  constexpr int sum_rows() const { return channels / co_tiles; }
-  constexpr int sum_pitch_bytes() const { return 4 * (9 * c_per_group + 4); }
-  constexpr int shared_bytes() const {
-    return std::max(ring_bytes(), sum_rows() * sum_pitch_bytes());
+  // The sums of a block on their way out, those of each part by themselves: a line for each output
+  // channel, in co_tiles passes. Lines lie so far apart that a warp's stores meet every bank once.
+  constexpr int sum_lines() const { return channels / co_tiles; }
+  constexpr int sum_line_bytes() const {
+    return 4 * (9 * c_per_group + (c_per_group == 4 ? 0 : c_per_group == 8 ? 4 : 8));
   }
+  constexpr int sum_bytes() const { return k_split * sum_lines() * sum_line_bytes(); }
+  constexpr int shared_bytes() const { return std::max(ring_bytes(), sum_bytes()); }
 };
 
 // clang-format off

@@ -36,8 +36,8 @@ struct WgradTraits {
   static constexpr int kWarpsPerPart = kConfig.warps_per_part();
   static constexpr int kParts = kConfig.k_split;
   static constexpr int kCoTiles = kConfig.co_tiles;
-  static constexpr int kSumRows = kConfig.sum_rows();
-  static constexpr int kSumPitchBytes = kConfig.sum_pitch_bytes();
+  static constexpr int kSumLines = kConfig.sum_lines();
+  static constexpr int kSumLineBytes = kConfig.sum_line_bytes();
 
   // Slots that one thread brings of each run, and how far apart they are.
   static constexpr int kSlotStep = kThreads / kPlanes;

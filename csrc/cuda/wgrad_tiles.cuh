@@ -20,6 +20,38 @@ struct WgradStepRows {
   uint32_t dy, dy_before;
 };
 
+// The sums of one part on their way out: a line of shared memory for each output channel, in the
+// order of dw.
+template <class Traits>
+class WgradSumLines {
+ public:
+  GC_DEVICE WgradSumLines(uint32_t first, bool channels_last)
+      : first_(first), channels_last_(channels_last) {}
+
+  GC_DEVICE void put(int line, int ci, int tap, float sum, bool wanted) const {
+    device::store_shared_4(at(line, ci, tap), device::bits_of(sum), wanted);
+  }
+  // For ci, which is even, and ci + 1.
+  GC_DEVICE void put_pair(int line, int ci, int tap, float sum, float next) const {
+    if (channels_last_) {
+      const device::Bytes8 both{{device::bits_of(sum), device::bits_of(next)}};
+      device::store_shared_8(at(line, ci, tap), both);
+    } else {
+      device::store_shared_4(at(line, ci, tap), device::bits_of(sum));
+      device::store_shared_4(at(line, ci + 1, tap), device::bits_of(next));
+    }
+  }
+
+ private:
+  GC_DEVICE uint32_t at(int line, int ci, int tap) const {
+    const int in_line = channels_last_ ? tap * Traits::kPerGroup + ci : ci * 9 + tap;
+    return first_ + uint32_t(line * Traits::kSumLineBytes + 4 * in_line);
+  }
+
+  const uint32_t first_;
+  const bool channels_last_;
+};
+
 template <class Traits>
 class WgradSlab {
   using T = typename Traits::Element;
@@ -73,25 +105,23 @@ class WgradSlab {
     }
   }
 
-  // Calls visit(row, ci, tap, sum, wanted) for the sums of pass `pass` of the way out: row is the
-  // row of shared memory for the output channel, ci the input channel in its group.
-  template <class Visit>
-  GC_DEVICE void visit_sums(int, Visit visit) const {
+  // Puts the sums of pass m of the way out into their lines.
+  GC_DEVICE void put_sums(int, const WgradSumLines<Traits>& lines) const {
     const int lane = device::lane_index();
     const int ci = lane / 4, in_group = ci % Traits::kPerGroup;
     GC_UNROLL
     for (int e = 0; e < 2; ++e) {
       const int co = lane % 4 * 2 + e;
-      const int row = plane_ * 8 + co;
+      const int line = plane_ * 8 + co;
       const bool wanted = co / Traits::kPerGroup == ci / Traits::kPerGroup;
       GC_UNROLL
       for (int r = 0; r < 3; ++r) {
-        visit(row, in_group, 3 * r, pair_[r][e], wanted);
-        visit(row, in_group, 3 * r + 1, pair_[r][2 + e], wanted);
+        lines.put(line, in_group, 3 * r, pair_[r][e], wanted);
+        lines.put(line, in_group, 3 * r + 1, pair_[r][2 + e], wanted);
       }
-      visit(row, in_group, 3 * Traits::kRowA + 2, third_[0][e], wanted);
-      visit(row, in_group, 3 * Traits::kRowB + 2, third_[0][2 + e], wanted);
-      visit(row, in_group, 8, third_[1][e], wanted);
+      lines.put(line, in_group, 3 * Traits::kRowA + 2, third_[0][e], wanted);
+      lines.put(line, in_group, 3 * Traits::kRowB + 2, third_[0][2 + e], wanted);
+      lines.put(line, in_group, 8, third_[1][e], wanted);
     }
   }
 
@@ -157,19 +187,17 @@ class WgradSquare {
   }
 
   // See WgradSlab; pass m has the m-th sixteen output channels of each warp.
-  template <class Visit>
-  GC_DEVICE void visit_sums(int m, Visit visit) const {
+  GC_DEVICE void put_sums(int m, const WgradSumLines<Traits>& lines) const {
     const int lane = device::lane_index();
     GC_UNROLL
     for (int tap = 0; tap < 9; ++tap) {
       GC_UNROLL
       for (int n = 0; n < 2; ++n) {
-        GC_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          const int row = co_warp_ * 16 + e / 2 * 8 + lane / 4;
-          const int ci = ci_ + n * 8 + lane % 4 * 2 + e % 2;
-          visit(row, ci, tap, sums_[tap / 3][tap % 3][m][n][e], true);
-        }
+        const float (&sums)[4] = sums_[tap / 3][tap % 3][m][n];
+        const int line = co_warp_ * 16 + lane / 4;
+        const int ci = ci_ + n * 8 + lane % 4 * 2;
+        lines.put_pair(line, ci, tap, sums[0], sums[1]);
+        lines.put_pair(line + 8, ci, tap, sums[2], sums[3]);
       }
     }
   }
