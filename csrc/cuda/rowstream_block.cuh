@@ -55,10 +55,13 @@ GC_DEVICE void prefetch_weights(const RowstreamArgs& args, const BlockWork& work
 // something was.
 template <class Traits>
 GC_DEVICE bool clear_nonfinite_weights(uint32_t weights) {
+  using T = typename Traits::T;
   bool found = false;
   for (int at = device::thread_index() * 16; at < Traits::kWeightBytes;
        at += Traits::kThreads * 16) {
-    found |= clear_nonfinite<typename Traits::T>(weights + at);
+    const bool nonfinite = any_nonfinite<T>(device::load_shared_16(weights + at));
+    if (nonfinite) clear_nonfinite<T>(weights + at);
+    found |= nonfinite;
   }
   return found;
 }

@@ -10,38 +10,36 @@ namespace grouped_conv::cuda {
 // No tile has so many images.
 inline constexpr int kNoImage = 0x7fffffff;
 
-// The elements of a register that are not finite: bit 15 for the low one, bit 31 for the high one
-// (other bits are anything). An exponent that is all ones carries into the sign.
+// Exponents that are all ones, and what makes them overflow into the sign.
 template <typename T>
-GC_DEVICE uint32_t nonfinite_signs(uint32_t pair) {
-  constexpr bool kHalf = std::is_same_v<T, Float16>;
-  constexpr uint32_t kExponents = kHalf ? 0x7c007c00u : 0x7f807f80u;
-  constexpr uint32_t kCarry = kHalf ? 0x04000400u : 0x00800080u;
-  return (pair & kExponents) + kCarry;
-}
-
+inline constexpr uint32_t kExponents = std::is_same_v<T, Float16> ? 0x7c007c00u : 0x7f807f80u;
+template <typename T>
+inline constexpr uint32_t kOverflow = std::is_same_v<T, Float16> ? 0x04000400u : 0x00800080u;
 inline constexpr uint32_t kSigns = 0x80008000u;
 
+// In the sign bits: whether the elements of a pair are not finite.
 template <typename T>
-GC_DEVICE bool is_nonfinite(uint16_t element) {
-  return (nonfinite_signs<T>(element) & 0x8000u) != 0;
+GC_DEVICE uint32_t nonfinite_signs(uint32_t pair) {
+  return ((pair & kExponents<T>)+kOverflow<T>)&kSigns;
 }
 
-// Zeroes what is not finite in 16 bytes of shared memory, and tells whether something was.
+// Whether 16 bytes have an element that is not finite. An overflow out of the low element may make
+// the high one seem so too; that changes nothing.
 template <typename T>
-GC_DEVICE bool clear_nonfinite(uint32_t address) {
-  device::Bytes16 v = device::load_shared_16(address);
+GC_DEVICE bool any_nonfinite(const device::Bytes16& v) {
   uint32_t signs = 0;
   GC_UNROLL
-  for (int i = 0; i < 4; ++i) signs |= nonfinite_signs<T>(v.word[i]);
-  if ((signs & kSigns) == 0) return false;
+  for (int i = 0; i < 4; ++i) signs |= (v.word[i] + kOverflow<T>)^v.word[i];
+  return (signs & kSigns) != 0;
+}
+
+// Zeroes the elements of 16 bytes of shared memory that are not finite.
+template <typename T>
+GC_DEVICE void clear_nonfinite(uint32_t address) {
+  device::Bytes16 v = device::load_shared_16(address);
   GC_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t found = (nonfinite_signs<T>(v.word[i]) & kSigns) >> 15;
-    v.word[i] &= ~(found * 0xffffu);
-  }
+  for (int i = 0; i < 4; ++i) v.word[i] &= ~((nonfinite_signs<T>(v.word[i]) >> 15) * 0xffffu);
   device::store_shared_16(address, v);
-  return true;
 }
 
 // Brings the input of one step after the other into a ring of stages. Padding is written as zeros
@@ -49,6 +47,7 @@ GC_DEVICE bool clear_nonfinite(uint32_t address) {
 template <class Traits>
 class InputStream {
   using Map = WalkMap<Traits::kWalk>;
+  using T = typename Traits::T;
 
  public:
   GC_DEVICE InputStream(const RowstreamArgs& args, const BlockWork& work, uint32_t stages)
@@ -111,19 +110,15 @@ class InputStream {
     advance();
   }
 
-  // Zeroes what is not finite among what this thread brought into the stage at `stage` bytes from
-  // the first, and tells whether something was.
+  // Zeroes what is not finite among what this thread has brought into the stage at `stage` bytes
+  // from the first, and tells whether something was.
   GC_DEVICE bool clear_nonfinite_of(uint32_t stage) const {
     bool found = false;
-    GC_UNROLL
-    for (int row = 0; row < Traits::kRows; ++row) {
-      GC_UNROLL
-      for (int i = 0; i < Traits::kPerThread; ++i) {
-        GC_UNROLL
-        for (int run = 0; run < Traits::kRuns; ++run) {
-          found |= clear_nonfinite<typename Traits::T>(ring_begin_ + stage + place(row, run, i));
-        }
-      }
+    for_each_place([&](uint32_t place) {
+      found |= any_nonfinite<T>(device::load_shared_16(ring_begin_ + stage + place));
+    });
+    if (found) {
+      for_each_place([&](uint32_t place) { clear_nonfinite<T>(ring_begin_ + stage + place); });
     }
     return found;
   }
@@ -135,6 +130,18 @@ class InputStream {
     for (int i = device::thread_index(); i < kPlanesInAll * Traits::kHalo; i += Traits::kThreads) {
       const uint32_t plane = stages + i / Traits::kHalo * Traits::kInputPlaneBytes;
       device::store_shared_16(plane + (Traits::kSlots + i % Traits::kHalo) * 16, {});
+    }
+  }
+
+  template <typename Function>
+  GC_DEVICE static void for_each_place(const Function& function) {
+    GC_UNROLL
+    for (int row = 0; row < Traits::kRows; ++row) {
+      GC_UNROLL
+      for (int i = 0; i < Traits::kPerThread; ++i) {
+        GC_UNROLL
+        for (int run = 0; run < Traits::kRuns; ++run) function(place(row, run, i));
+      }
     }
   }
 
