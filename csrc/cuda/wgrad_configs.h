@@ -110,8 +110,8 @@ inline bool wgrad_supports(const WgradConfig& config, const ConvProblem& p) {
   return p.R == 3 && p.S == 3 && p.dilation_h == 1 && p.dilation_w == 1 &&
          p.stride_h == config.stride && p.stride_w == config.stride &&
          p.c_per_group() == config.c_per_group && p.k_per_group() == config.c_per_group &&
-         p.C % 8 == 0 && p.pad_h <= 2 && p.pad_w <= 2 && p.N > 0 && p.P > 0 && p.Q > 0 &&
-         wgrad_image_bytes(p) <= kMaxImageBytes &&
+         p.C % 8 == 0 && p.pad_h <= 2 && p.pad_w <= 2 && p.N > 0 && p.H > 0 && p.W > 0 && p.P > 0 &&
+         p.Q > 0 && wgrad_image_bytes(p) <= kMaxImageBytes &&
          p.N * p.P * ceil_div(p.Q, config.slots / 2) <= std::numeric_limits<int32_t>::max();
 }
 
@@ -140,16 +140,19 @@ inline WgradPlan plan_wgrad(int config_index, const ConvProblem& p, int sm_count
   plan.rows = int(ceil_div(p.N, plan.images) * plan.strips * p.P);
   plan.channel_blocks = int(ceil_div(p.C, config.channels));
 
-  const int64_t pixels = plan.images * plan.strip;
-  const int64_t row_bytes = 2 * config.channels * pixels * (1 + config.stride * config.stride);
+  const int64_t row_bytes =
+      2 * config.channels * int64_t(plan.images) * plan.strip * (1 + config.stride * config.stride);
   const int64_t partial_bytes = 2 * 4 * 9 * int64_t(config.channels) * config.c_per_group;
   constexpr int kRowsToStart = 3;  // rows of x read twice, and the time until the first ones arrive
-  const int64_t most = std::min<int64_t>(plan.rows, 4 * sm_count / plan.channel_blocks + 1);
   int64_t least_cost = std::numeric_limits<int64_t>::max();
-  for (int64_t splits = 1; splits <= most; ++splits) {
-    const int64_t blocks_of_one = ceil_div(plan.channel_blocks * splits, sm_count);
-    const int64_t rows = ceil_div(plan.rows, splits) + kRowsToStart;
-    const int64_t cost = blocks_of_one * (rows * row_bytes + partial_bytes);
+  for (int blocks_of_sm = 1; blocks_of_sm <= 4; ++blocks_of_sm) {
+    const int64_t most =
+        std::clamp<int64_t>(blocks_of_sm * sm_count / plan.channel_blocks, 1, plan.rows);
+    // No more splits than give the longest share that length.
+    const int64_t rows = ceil_div(plan.rows, most);
+    const int64_t splits = ceil_div(plan.rows, rows);
+    const int64_t blocks_of_busiest = ceil_div(plan.channel_blocks * splits, sm_count);
+    const int64_t cost = blocks_of_busiest * ((rows + kRowsToStart) * row_bytes + partial_bytes);
     if (cost < least_cost) {
       least_cost = cost;
       plan.splits = int(splits);
