@@ -91,8 +91,8 @@ class Engine {
   void load_shared(void* value, uint32_t source, int bytes, bool active, int site);
   void store_shared(uint32_t target, const void* value, int bytes, bool active, int site);
   void copy(uint32_t target, const void* source, bool valid, bool active, int site);
-  void commit();
-  void wait(int groups_left);
+  void commit(int site);
+  void wait(int groups_left, int site);
   // The address for this call under a planted fault.
   template <typename Address>
   Address stale(Planted kind, int site, Address address);
@@ -272,7 +272,9 @@ void Engine::copy(uint32_t target, const void* source, bool valid, bool active, 
   if (valid) thread.in_flight += kBytes;
 }
 
-void Engine::commit() {
+void Engine::commit(int site) {
+  if (options_.count) warps_[size_t(thread_ / kLanes)].trace.no_access(site, thread_ % kLanes);
+  if (takes_effect(Planted::kDrop, site)) return;
   Thread& thread = threads_[size_t(thread_)];
   thread.groups.push_back(std::exchange(thread.open, 0));
 }
@@ -291,7 +293,10 @@ void Engine::land(Thread& thread, size_t copies) {
   thread.copies.erase(thread.copies.begin(), thread.copies.begin() + std::ptrdiff_t(copies));
 }
 
-void Engine::wait(int groups_left) {
+void Engine::wait(int groups_left, int site) {
+  if (options_.count) warps_[size_t(thread_ / kLanes)].trace.no_access(site, thread_ % kLanes);
+  if (takes_effect(Planted::kDrop, site)) return;
+  groups_left += takes_effect(Planted::kWeakenWait, site);
   Thread& thread = threads_[size_t(thread_)];
   in_flight_at_waits_ += thread.in_flight;
   ++waits_;
@@ -629,14 +634,9 @@ void store_shared(uint32_t target, const void* value, int bytes, bool active, Si
 void cp_async_16(uint32_t target, const void* source, bool valid, bool active, Site site) {
   engine().copy(target, source, valid, active, engine().site(site, Leaf::kCopyAsync));
 }
-void cp_async_commit(Site site) {
-  const int index = engine().site(site, Leaf::kCommit);
-  if (!engine().takes_effect(Planted::kDrop, index)) engine().commit();
-}
+void cp_async_commit(Site site) { engine().commit(engine().site(site, Leaf::kCommit)); }
 void cp_async_wait(int groups_left, Site site) {
-  const int index = engine().site(site, Leaf::kWait);
-  if (engine().takes_effect(Planted::kDrop, index)) return;
-  engine().wait(groups_left + engine().takes_effect(Planted::kWeakenWait, index));
+  engine().wait(groups_left, engine().site(site, Leaf::kWait));
 }
 
 }  // namespace simt

@@ -39,6 +39,15 @@ size_t shadow_bytes(size_t bytes) {
   return (bytes + kWriterGranule - 1) / kWriterGranule * sizeof(uint32_t);
 }
 
+size_t sector_count(size_t bytes) { return (bytes + kSectorBytes - 1) / kSectorBytes; }
+
+template <typename T>
+T* map_zeros(size_t bytes) {
+  return static_cast<T*>(map(bytes, PROT_READ | PROT_WRITE));
+}
+
+void unmap(void* memory, size_t bytes) { munmap(memory, std::max<size_t>(bytes, 1)); }
+
 std::string describe(uint32_t writer) {
   return "thread " + std::to_string(writer & ((1u << kThreadBits) - 1)) + " of the grid";
 }
@@ -50,16 +59,17 @@ Buffer::Buffer(std::string name, size_t bytes, Use use)
       bytes_(bytes),
       use_(use),
       address_(new_address(bytes)),
-      data_(static_cast<std::byte*>(map(bytes, PROT_READ | PROT_WRITE))),
-      writers_(static_cast<uint32_t*>(map(shadow_bytes(bytes), PROT_READ | PROT_WRITE))),
-      sectors_((bytes + kSectorBytes - 1) / kSectorBytes) {
+      data_(map_zeros<std::byte>(bytes)),
+      writers_(map_zeros<uint32_t>(shadow_bytes(bytes))),
+      sectors_(map_zeros<uint8_t>(sector_count(bytes))) {
   GlobalMemory::instance().add(this);
 }
 
 Buffer::~Buffer() {
   GlobalMemory::instance().remove(this);
-  munmap(data_, std::max<size_t>(bytes_, 1));
-  munmap(writers_, std::max<size_t>(shadow_bytes(bytes_), 1));
+  unmap(data_, bytes_);
+  unmap(writers_, shadow_bytes(bytes_));
+  unmap(sectors_, sector_count(bytes_));
 }
 
 bool Buffer::complete() const {
@@ -82,7 +92,10 @@ void GlobalMemory::remove(Buffer* buffer) {
 void GlobalMemory::begin_launch() {
   launch_ = launch_ % (kLaunches - 1) + 1;
   for (Buffer* buffer : buffers_) {
-    std::fill(buffer->sectors_.begin(), buffer->sectors_.end(), uint8_t{0});
+    // Zeros are not written over zeros: that would take memory for what nobody touched.
+    for (size_t i = 0; i < sector_count(buffer->bytes_); ++i) {
+      if (buffer->sectors_[i] != 0) buffer->sectors_[i] = 0;
+    }
     if (launch_ > 1 || buffer->use_ == Buffer::Use::kInput) continue;
     // The launches are counted anew: what any of them wrote was written by the last.
     const size_t granules = (buffer->bytes_ + kWriterGranule - 1) / kWriterGranule;
@@ -95,9 +108,9 @@ void GlobalMemory::begin_launch() {
 void GlobalMemory::count_sectors(int64_t& read, int64_t& written) const {
   read = written = 0;
   for (const Buffer* buffer : buffers_) {
-    for (const uint8_t touched : buffer->sectors_) {
-      read += touched & 1;
-      written += touched >> 1;
+    for (size_t i = 0; i < sector_count(buffer->bytes_); ++i) {
+      read += buffer->sectors_[i] & 1;
+      written += buffer->sectors_[i] >> 1;
     }
   }
 }

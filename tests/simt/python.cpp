@@ -16,9 +16,6 @@ namespace py = pybind11;
 namespace grouped_conv::cuda {
 namespace {
 
-// 16-bit elements by their bits; C-contiguous, in the order of the memory.
-using Bits = py::array_t<uint16_t, py::array::c_style>;
-
 const std::vector<EmulatedKernel>& kernels() {
   static const std::vector<EmulatedKernel> all = [] {
     std::vector<EmulatedKernel> list = conv_kernels();
@@ -45,64 +42,67 @@ Operand weights(void* data, const ConvProblem& p, bool channels_last) {
   return {data, {p.c_per_group() * p.R * p.S, p.R * p.S, p.S, 1}};
 }
 
-struct Result {
-  Bits output;
-  bool complete;  // whether each element of it was written
-  std::vector<simt::Report> launches;
-};
-
-struct Operands {
-  int64_t count;
-  simt::Buffer buffer;
-
-  Operands(const char* name, int64_t elements, bool written)
-      : count(elements),
-        buffer(name, size_t(elements) * sizeof(uint16_t),
-               written ? simt::Buffer::Use::kOutput : simt::Buffer::Use::kInput) {}
-
-  void fill(const std::optional<Bits>& values) {
-    if (!values) return;
-    if (values->size() != count) {
-      throw std::invalid_argument(buffer.name() + " has " + std::to_string(values->size()) +
-                                  " elements, the problem wants " + std::to_string(count));
-    }
-    std::copy_n(values->data(), count, buffer.host<uint16_t>());
+// A problem with its tensors in emulated memory.
+class Session {
+ public:
+  Session(const EmulatedKernel& kernel, const std::vector<int64_t>& extents, bool bias,
+          bool channels_last, int sm_count)
+      : kernel_(kernel),
+        p_(make_problem(extents)),
+        bias_given_(bias),
+        channels_last_(channels_last),
+        sm_count_(sm_count),
+        x_("x", bytes(p_.N * p_.H * p_.W * p_.C), use(Pass::kDgrad)),
+        w_("w", bytes(p_.K * p_.c_per_group() * p_.R * p_.S), use(Pass::kWgrad)),
+        y_("y", bytes(p_.N * p_.P * p_.Q * p_.K), use(Pass::kFprop)),
+        bias_("bias", bytes(p_.K), simt::Buffer::Use::kInput) {
+    const std::string why = kernel.refusal(p_);
+    if (!why.empty()) throw std::invalid_argument(why);
+    workspace_.emplace("workspace", size_t(kernel.workspace_bytes(p_, sm_count)),
+                       simt::Buffer::Use::kWorkspace);
   }
+
+  std::vector<simt::Report> run(const simt::Options& options) {
+    const PassArgs args{kernel_.pass,
+                        p_,
+                        kernel_.dtype,
+                        nhwc(x_.device<void>(), p_.C, p_.H, p_.W),
+                        weights(w_.device<void>(), p_, channels_last_),
+                        nhwc(y_.device<void>(), p_.K, p_.P, p_.Q),
+                        bias_given_ ? bias_.device<void>() : nullptr,
+                        1};
+    return kernel_.launch(args, workspace_->device<void>(), sm_count_, options);
+  }
+
+  bool complete() const {
+    return (kernel_.pass == Pass::kDgrad ? x_ : kernel_.pass == Pass::kWgrad ? w_ : y_).complete();
+  }
+
+  simt::Buffer& x() { return x_; }
+  simt::Buffer& w() { return w_; }
+  simt::Buffer& y() { return y_; }
+  simt::Buffer& bias() { return bias_; }
+
+ private:
+  static size_t bytes(int64_t elements) { return size_t(elements) * sizeof(uint16_t); }
+  simt::Buffer::Use use(Pass written_by) const {
+    return kernel_.pass == written_by ? simt::Buffer::Use::kOutput : simt::Buffer::Use::kInput;
+  }
+
+  const EmulatedKernel& kernel_;
+  ConvProblem p_;
+  bool bias_given_, channels_last_;
+  int sm_count_;
+  simt::Buffer x_, w_, y_, bias_;
+  std::optional<simt::Buffer> workspace_;
 };
 
-// Inputs that are None are zero. The one of x, w and y that the pass writes must be None.
-Result run(const EmulatedKernel& kernel, const std::vector<int64_t>& extents,
-           const std::optional<Bits>& x, const std::optional<Bits>& w, const std::optional<Bits>& y,
-           const std::optional<Bits>& bias, bool channels_last, int sm_count,
-           const simt::Options& options) {
-  const ConvProblem p = make_problem(extents);
-  if (const std::string why = kernel.refusal(p); !why.empty()) throw std::invalid_argument(why);
-  Operands x_memory("x", p.N * p.H * p.W * p.C, kernel.pass == Pass::kDgrad);
-  Operands w_memory("w", p.K * p.c_per_group() * p.R * p.S, kernel.pass == Pass::kWgrad);
-  Operands y_memory("y", p.N * p.P * p.Q * p.K, kernel.pass == Pass::kFprop);
-  Operands bias_memory("bias", p.K, false);
-  x_memory.fill(x);
-  w_memory.fill(w);
-  y_memory.fill(y);
-  bias_memory.fill(bias);
-  simt::Buffer workspace("workspace", size_t(kernel.workspace_bytes(p, sm_count)),
-                         simt::Buffer::Use::kWorkspace);
-  const PassArgs args{kernel.pass,
-                      p,
-                      kernel.dtype,
-                      nhwc(x_memory.buffer.device<void>(), p.C, p.H, p.W),
-                      weights(w_memory.buffer.device<void>(), p, channels_last),
-                      nhwc(y_memory.buffer.device<void>(), p.K, p.P, p.Q),
-                      bias ? bias_memory.buffer.device<void>() : nullptr,
-                      1};
-  Result result;
-  result.launches = kernel.launch(args, workspace.device<void>(), sm_count, options);
-  Operands& written = kernel.pass == Pass::kDgrad   ? x_memory
-                      : kernel.pass == Pass::kWgrad ? w_memory
-                                                    : y_memory;
-  result.complete = written.buffer.complete();
-  result.output = Bits(written.count, written.buffer.host<uint16_t>());
-  return result;
+// A buffer's memory itself, which lives as long as the session.
+template <simt::Buffer& (Session::*buffer)()>
+py::array_t<uint16_t> view(const py::object& session) {
+  simt::Buffer& memory = (session.cast<Session&>().*buffer)();
+  return py::array_t<uint16_t>(py::ssize_t(memory.bytes() / sizeof(uint16_t)),
+                               memory.host<uint16_t>(), session);
 }
 
 const char* name(Pass pass) {
@@ -155,10 +155,27 @@ PYBIND11_MODULE(_simt, m) {
       .def_readonly("counts", &Report::counts)
       .def_readonly("effects", &Report::effects)
       .def_property_readonly("text", &Report::text);
-  py::class_<Result>(m, "Result")
-      .def_readonly("output", &Result::output)
-      .def_readonly("complete", &Result::complete)
-      .def_readonly("launches", &Result::launches);
+  py::class_<Session>(m, "Session")
+      .def_property_readonly("x", &view<&Session::x>)
+      .def_property_readonly("w", &view<&Session::w>)
+      .def_property_readonly("y", &view<&Session::y>)
+      .def_property_readonly("bias", &view<&Session::bias>)
+      .def_property_readonly("complete", &Session::complete,
+                             "Whether each element that the pass writes was written.")
+      .def(
+          "run",
+          [](Session& session, uint64_t schedule, bool detect, bool count, bool arithmetic,
+             const std::vector<int64_t>& blocks, const std::optional<Mutation>& mutation) {
+            return session.run({.schedule = schedule,
+                                .detect = detect,
+                                .count = count,
+                                .arithmetic = arithmetic,
+                                .blocks = blocks,
+                                .mutation = mutation.value_or(Mutation{})});
+          },
+          py::kw_only(), py::arg("schedule") = 0, py::arg("detect") = true, py::arg("count") = true,
+          py::arg("arithmetic") = true, py::arg("blocks") = std::vector<int64_t>(),
+          py::arg("mutation") = py::none(), "A Report for each launch of the pass.");
 
   py::class_<EmulatedKernel>(m, "Kernel")
       .def_readonly("name", &EmulatedKernel::name)
@@ -172,28 +189,19 @@ PYBIND11_MODULE(_simt, m) {
              return k.refusal(make_problem(extents));
            })
       .def(
-          "run",
-          [](const EmulatedKernel& kernel, const std::vector<int64_t>& extents,
-             const std::optional<Bits>& x, const std::optional<Bits>& w,
-             const std::optional<Bits>& y, const std::optional<Bits>& bias, bool channels_last,
-             int sm_count, uint64_t schedule, bool detect, bool count, bool arithmetic,
-             const std::optional<Mutation>& mutation) {
-            Options options;
-            options.schedule = schedule;
-            options.detect = detect;
-            options.count = count;
-            options.arithmetic = arithmetic;
-            if (mutation) options.mutation = *mutation;
-            return run(kernel, extents, x, w, y, bias, channels_last, sm_count, options);
+          "session",
+          [](const EmulatedKernel& kernel, const std::vector<int64_t>& extents, bool bias,
+             bool channels_last, int sm_count) {
+            return std::make_unique<Session>(kernel, extents, bias, channels_last, sm_count);
           },
-          py::arg("extents"), py::kw_only(), py::arg("x") = py::none(), py::arg("w") = py::none(),
-          py::arg("y") = py::none(), py::arg("bias") = py::none(), py::arg("channels_last") = false,
-          py::arg("sm_count") = 132, py::arg("schedule") = 0, py::arg("detect") = true,
-          py::arg("count") = true, py::arg("arithmetic") = true, py::arg("mutation") = py::none(),
-          "Run the pass. Arrays are uint16, in the order of the memory: x and y NHWC, w KCRS or, "
-          "with channels_last, KRSC. Extents as of ConvProblem::make.");
+          py::arg("extents"), py::kw_only(), py::arg("bias") = false,
+          py::arg("channels_last") = false, py::arg("sm_count") = 132, py::keep_alive<0, 1>(),
+          "A problem, extents as of ConvProblem::make, with zeros in its tensors. Their elements "
+          "are uint16, in the order of the memory: x and y NHWC, w KCRS or, if channels_last, "
+          "KRSC.");
 
-  m.def("kernels", &kernels, "All configurations, for each element type.");
+  m.def("kernels", &kernels, py::return_value_policy::reference,
+        "All configurations, for each element type.");
 }
 
 }  // namespace grouped_conv::cuda

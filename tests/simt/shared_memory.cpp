@@ -1,5 +1,6 @@
 #include "simt/shared_memory.h"
 
+#include <bit>
 #include <cstring>
 
 namespace simt {
@@ -33,15 +34,12 @@ SharedShadow::Cell& SharedShadow::cell(uint32_t index) {
 }
 
 std::optional<SharedShadow::Problem> SharedShadow::check_range(uint32_t address, int bytes) const {
+  const bool inside = uint64_t(address) + uint64_t(bytes) <= uint64_t(bytes_);
+  if (inside && address % uint32_t(bytes) == 0) return std::nullopt;
   const std::string place = std::to_string(bytes) + " bytes at " + std::to_string(int32_t(address));
-  if (uint64_t(address) + uint64_t(bytes) > uint64_t(bytes_)) {
-    return Problem{Fault::kOutOfBounds,
-                   place + " of " + std::to_string(bytes_) + " bytes of shared memory", -1};
-  }
-  if (address % uint32_t(bytes) != 0) {
-    return Problem{Fault::kMisaligned, place + " of shared memory", -1};
-  }
-  return std::nullopt;
+  if (inside) return Problem{Fault::kMisaligned, place + " of shared memory", -1};
+  return Problem{Fault::kOutOfBounds,
+                 place + " of " + std::to_string(bytes_) + " bytes of shared memory", -1};
 }
 
 std::optional<SharedShadow::Problem> SharedShadow::read_cell(uint32_t address, const Actor& actor) {
@@ -114,32 +112,33 @@ std::optional<SharedShadow::Problem> SharedShadow::read_row(uint16_t (&row)[8], 
 std::optional<SharedShadow::Problem> SharedShadow::check_write(const Cell& c, uint32_t address,
                                                                const Actor& actor) const {
   const int warp = actor.thread / kWarp;
-  const std::string place =
-      thread_name(actor.thread) + " writes shared byte " + std::to_string(address);
+  const auto report = [&](Fault fault, const std::string& what, int site) {
+    return Problem{
+        fault, thread_name(actor.thread) + " writes shared byte " + std::to_string(address) + what,
+        site};
+  };
   if (c.copies > 0) {
-    return Problem{Fault::kPendingCopy,
-                   place + ", into which " + thread_name(c.writer) + " copies, before it waits",
-                   c.write_site};
+    return report(Fault::kPendingCopy,
+                  ", into which " + thread_name(c.writer) + " copies, before it waits",
+                  c.write_site);
   }
   if (c.written && c.write_epoch == epoch_ && c.writer != actor.thread &&
       (c.writer / kWarp != warp || c.write_syncs == actor.warp_syncs)) {
-    return Problem{Fault::kRace,
-                   place + ", written by " + thread_name(c.writer) + " since the last barrier",
-                   c.write_site};
+    return report(Fault::kRace, ", written by " + thread_name(c.writer) + " since the last barrier",
+                  c.write_site);
   }
   if (c.read_epoch != epoch_ || c.reader_warps == 0) return std::nullopt;
   const uint32_t others = c.reader_warps & ~(1u << warp);
   if (others != 0) {
     const bool known = c.reader / kWarp != warp;
     const std::string who =
-        known ? thread_name(c.reader) : "warp " + std::to_string(__builtin_ctz(others));
-    return Problem{Fault::kRace, place + ", read by " + who + " since the last barrier",
-                   known ? c.read_site : -1};
+        known ? thread_name(c.reader) : "warp " + std::to_string(std::countr_zero(others));
+    return report(Fault::kRace, ", read by " + who + " since the last barrier",
+                  known ? c.read_site : -1);
   }
   if (c.read_syncs == actor.warp_syncs && (c.several_readers || c.reader != actor.thread)) {
     const std::string who = c.reader != actor.thread ? thread_name(c.reader) : "another lane";
-    return Problem{Fault::kRace, place + ", read by " + who + " with no sync_warp in between",
-                   c.read_site};
+    return report(Fault::kRace, ", read by " + who + " with no sync_warp in between", c.read_site);
   }
   return std::nullopt;
 }

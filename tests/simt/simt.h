@@ -60,7 +60,7 @@ class Buffer {
   // For each two bytes who wrote them: the launch, and (mod 2^24) the thread; 0: nobody.
   uint32_t* writers_;
   // For each sector whether this launch read it (bit 0), wrote it (bit 1).
-  std::vector<uint8_t> sectors_;
+  uint8_t* sectors_;
 };
 
 struct Shape {

@@ -38,6 +38,7 @@ class WarpTrace {
   // One lane's access; `active` false: the lane comes by and does nothing.
   void global_access(int site, int lane, uintptr_t address, int bytes, bool active);
   void shared_access(int site, int lane, uint32_t address, int bytes, bool active);
+  void no_access(int site, int lane) { next(site, lane, false).bytes = 0; }
   // Closes the instructions: every lane has arrived at a collective.
   void flush();
 
