@@ -2,6 +2,6 @@
 
 namespace grouped_conv::cuda {
 
-template int launch_wgrad_kernels<BFloat16>(const ConvProblem&, const WgradArgs&, void*);
+template int launch_wgrad_kernels<BFloat16>(const WgradArgs&, void*);
 
 }  // namespace grouped_conv::cuda

@@ -72,9 +72,12 @@ inline constexpr WgradConfig kWgradConfigs[] = {
 // clang-format on
 inline constexpr int kWgradConfigCount = int(std::size(kWgradConfigs));
 
-// Elements of dw that a block of the second kernel sums up.
-inline constexpr int kWgradReduceElements = 128;
+// Threads of a block of the second kernel, and the slices that they sum the splits in: 4 to 8
+// splits a slice, or more where there are more than 64.
 inline constexpr int kWgradReduceThreads = 256;
+constexpr int wgrad_reduce_slices(int splits) {
+  return splits < 8 ? 1 : splits < 16 ? 2 : splits < 32 ? 4 : 8;
+}
 
 // How a problem is cut up. A tile is a row of `images` images side by side, `pitch` slots apart, or
 // of one of `strips` strips of `strip` output columns where a whole row does not fit. The rows of

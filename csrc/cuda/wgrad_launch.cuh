@@ -13,7 +13,7 @@
 namespace grouped_conv::cuda {
 
 template <typename T>
-int launch_wgrad_kernels(const ConvProblem& problem, const WgradArgs& args, void* stream) {
+int launch_wgrad_kernels(const WgradArgs& args, void* stream) {
   using Kernel = void (*)(WgradArgs);
   static constexpr auto kKernels = []<int... kId>(std::integer_sequence<int, kId...>) {
     return std::array<Kernel, sizeof...(kId)>{wgrad_rowstream_kernel<kId, T>...};
@@ -30,7 +30,7 @@ int launch_wgrad_kernels(const ConvProblem& problem, const WgradArgs& args, void
   const cudaError_t error =
       launch(kKernels[size_t(args.plan.config)], wgrad_rowstream_launch(args.plan));
   if (error != cudaSuccess) return error;
-  return launch(wgrad_reduce_kernel<T>, wgrad_reduce_launch(problem));
+  return launch(wgrad_reduce_kernel<T>, wgrad_reduce_launch(args));
 }
 
 }  // namespace grouped_conv::cuda

@@ -23,6 +23,7 @@ struct WgradArgs {
   int c_per_group;
   bool channels_last;  // dw is [K, R, S, C/G] in memory, else [K, C/G, R, S]
   WgradPlan plan;
+  int reduce_slices;
 };
 
 struct WgradLaunch {
@@ -50,6 +51,7 @@ inline WgradArgs make_wgrad_args(const ConvProblem& p, const WgradPlan& plan, co
   args.c_per_group = int(p.c_per_group());
   args.channels_last = channels_last;
   args.plan = plan;
+  args.reduce_slices = wgrad_reduce_slices(plan.splits);
   return args;
 }
 
@@ -58,10 +60,10 @@ constexpr WgradLaunch wgrad_rowstream_launch(const WgradPlan& plan) {
   return {plan.blocks(), config.threads(), config.shared_bytes()};
 }
 
-inline WgradLaunch wgrad_reduce_launch(const ConvProblem& p) {
-  constexpr int kSums = kWgradReduceThreads / 32 + 1;
-  return {ceil_div(p.K * p.c_per_group() * 9, kWgradReduceElements), kWgradReduceThreads,
-          kSums * kWgradReduceElements * int(sizeof(float))};
+inline WgradLaunch wgrad_reduce_launch(const WgradArgs& args) {
+  const int elements = 4 * kWgradReduceThreads / args.reduce_slices;
+  return {ceil_div(int64_t(args.C) * 9 * args.c_per_group, elements), kWgradReduceThreads,
+          kWgradReduceThreads * 4 * int(sizeof(float))};
 }
 
 // Enqueues both kernels on a cudaStream_t; the result is a cudaError_t. The problem is one that the
@@ -72,6 +74,6 @@ int launch_wgrad(const ConvProblem& problem, DType dtype, const WgradPlan& plan,
 // The same for one element type, Float16 or BFloat16 (wgrad_launch.cuh, instantiated in a .cu file
 // for each).
 template <typename T>
-int launch_wgrad_kernels(const ConvProblem& problem, const WgradArgs& args, void* stream);
+int launch_wgrad_kernels(const WgradArgs& args, void* stream);
 
 }  // namespace grouped_conv::cuda

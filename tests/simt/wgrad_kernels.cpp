@@ -20,7 +20,7 @@ std::vector<simt::Report> launch(const PassArgs& pass, void* workspace, int sm_c
                         [&] { kernel(args); });
   };
   return {run(wgrad_rowstream_launch(plan), wgrad_rowstream_kernel<kId, T>),
-          run(wgrad_reduce_launch(pass.problem), wgrad_reduce_kernel<T>)};
+          run(wgrad_reduce_launch(args), wgrad_reduce_kernel<T>)};
 }
 
 template <int kId, typename T>
