@@ -83,8 +83,10 @@ GC_DEVICE void recompute_nonfinite(const RowstreamArgs& args, const BlockWork& w
       for (int j = 0; j < rows * Traits::kOutputRuns * 8; ++j) {
         const int c = channel + j % 8;
         const int run = j / 8 % Traits::kOutputRuns;
+        const int index = j / 8 / Traits::kOutputRuns;
         const int column = Map::output_column(args, work.slot + pixel.slot, run);
-        const int row = Map::output_row(args, work.line, j / 8 / Traits::kOutputRuns);
+        const int row = Map::output_row(args, work.line + index / Traits::kOutputRows,
+                                        index % Traits::kOutputRows);
         if (row < 0 || row >= args.output_h || column < 0 || column >= args.output_w) continue;
         const ExactSum sum = exact_sum<Traits>(args, input, row, column, c);
         device::store_global_2(
