@@ -76,8 +76,7 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y,
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   const DType dtype = dtype_of(x);
-  const bool fast =
-      suggests_channels_last(x) && rowstream_refusal(pass, problem, dtype) == nullptr;
+  const bool fast = suggests_channels_last(x) && rowstream_refusal(pass, problem, dtype) == nullptr;
   if (fast) {
     // What the pass writes is fresh, hence dense and aligned already.
     if (pass != Pass::kDgrad) x = readable(x, MemoryFormat::ChannelsLast);
@@ -97,14 +96,13 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y,
     return;
   }
   DeviceTraits traits{};
-  STD_CUDA_CHECK(
-      cudaDeviceGetAttribute(&traits.sm_count, cudaDevAttrMultiProcessorCount, device));
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&traits.sm_count, cudaDevAttrMultiProcessorCount, device));
   const FastPlan plan = plan_fast(pass, problem, traits);
   // The allocator hands memory out again in the order of the stream: freeing it here is safe.
   std::optional<Tensor> workspace;
   if (plan.workspace_bytes > 0) {
-    workspace = torch::stable::empty({{plan.workspace_bytes}}, ScalarType::Byte, std::nullopt,
-                                     x.device());
+    workspace =
+        torch::stable::empty({{plan.workspace_bytes}}, ScalarType::Byte, std::nullopt, x.device());
   }
   void* scratch = workspace ? workspace->data_ptr() : nullptr;
   STD_CUDA_CHECK(static_cast<cudaError_t>(launch_fast(args, plan, scratch, stream)));
