@@ -23,23 +23,42 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @functools.cache
-def module() -> Any:
-    """The extension module ``_simt``, built when its sources have changed."""
-    cmake = shutil.which("cmake")
-    assert cmake is not None, "the emulator is built by CMake: pip install cmake"
+def _tree() -> Path:
+    """The configured build directory."""
     tree = ROOT / "build" / "simt"
-    configure = [cmake, "-S", ROOT, "-B", tree]
-    configure += [
-        "-DGROUPED_CONV_BUILD_TESTS=ON",
+    _call(
+        *("-S", ROOT, "-B", tree, "-DGROUPED_CONV_BUILD_TESTS=ON"),
         f"-DGROUPED_CONV_TORCH_DIR={Path(torch.__file__).parent}",
         f"-DPython_EXECUTABLE={sys.executable}",
-    ]
+    )
+    return tree
+
+
+def _call(*arguments: str | Path) -> None:
+    cmake = shutil.which("cmake")
+    assert cmake is not None, "the emulator is built by CMake: pip install cmake"
+    done = subprocess.run([cmake, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+@functools.cache
+def _built(target: str) -> Path:
+    """Build a target of CMakeLists.txt; only what has changed is compiled."""
     jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
-    for command in (configure, [cmake, "--build", tree, "--target", "_simt", "--parallel", jobs]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    (path,) = tree.glob("_simt*.so")
-    spec = importlib.util.spec_from_file_location("_simt", path)
+    _call("--build", _tree(), "--target", target, "--parallel", jobs)
+    (path,) = [p for p in _tree().glob(f"{target}*") if p.is_file()]
+    return path
+
+
+def self_test(name: str) -> Path:
+    """The program of ``tests/simt/test_<name>.cpp``."""
+    return _built(f"simt_test_{name}")
+
+
+@functools.cache
+def module() -> Any:
+    """The extension module ``_simt``."""
+    spec = importlib.util.spec_from_file_location("_simt", _built("_simt"))
     assert spec is not None
     assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)

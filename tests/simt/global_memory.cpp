@@ -189,7 +189,7 @@ std::optional<GlobalMemory::Problem> GlobalMemory::write(void* target, const voi
   const uint32_t writer = launch_ << kThreadBits | (uint32_t(thread) & ((1u << kThreadBits) - 1));
   for (size_t i = offset / kWriterGranule; i < (offset + size_t(bytes)) / kWriterGranule; ++i) {
     const uint32_t before = buffer->writers_[i];
-    if (before >> kThreadBits == launch_ && before != 0 && !problem) {
+    if (before >> kThreadBits == launch_ && before != writer && !problem) {
       problem = Problem{Fault::kDoubleWrite, "byte " + std::to_string(i * kWriterGranule) + " of " +
                                                  buffer->name_ + ", written before by " +
                                                  describe(before)};

@@ -14,7 +14,7 @@ enum class Fault {
   kUninitialised,   // a read of what nobody wrote
   kPendingCopy,     // shared memory touched before the wait of an asynchronous copy into it
   kDivergence,      // lanes of a warp, or threads of a block, at different collectives
-  kDoubleWrite,     // a byte of global memory written twice in one launch
+  kDoubleWrite,     // a byte of global memory written by two threads of one launch
   kReadBack,        // a read of global memory that the same launch wrote
   kReadOnlyBuffer,  // a write to an input
 };
