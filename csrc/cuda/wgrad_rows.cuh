@@ -86,6 +86,20 @@ struct WgradStage {
   }
 };
 
+// Which columns of a tile there are. Padding, and the gaps between images side by side, are zeros
+// in shared memory, and zero times Inf or NaN is NaN: a product with either is none of the
+// convolution.
+struct WgradColumns {
+  int first_x;  // column of x that the first output column meets with s = 0
+  int outputs;
+
+  GC_DEVICE bool meet(const WgradArgs& args, int slot, int s) const {
+    const int image = slot / args.plan.pitch, column = slot - image * args.plan.pitch;
+    return image < args.plan.images && column < outputs &&
+           uint32_t(first_x + column * args.stride + s) < uint32_t(args.W);
+  }
+};
+
 // Walks down the rows that are the block's share, and brings the rows of one step at a time.
 // Step t of a tile brings row t of dy, and with it, counted from the top padding, row t + 1 of x
 // (row A; row B is row A of the step before) or rows 2t and 2t + 1 (A and B).
@@ -124,6 +138,9 @@ class WgradLoader {
     strip_ = tile - image_group_ * plan.strips;
     enter_tile();
   }
+
+  // The columns of the next step's tile.
+  GC_DEVICE WgradColumns columns() const { return {first_x_column_, columns_left_}; }
 
   // Starts the copies of the next step into `stage`. Returns what the step can compute.
   GC_DEVICE uint32_t load_step(const WgradStage<Traits>& stage) {

@@ -52,15 +52,31 @@ class WgradSumLines {
   const bool channels_last_;
 };
 
+// For tap s and each half of k of a tile of 16 slots: ones where the lane's two pixels have a
+// product.
+struct WgradMask {
+  uint32_t half[2];
+
+  GC_DEVICE WgradMask(const WgradArgs& args, const WgradColumns& columns, int first_slot, int s) {
+    GC_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      const int slot = first_slot + 8 * h + 2 * (device::lane_index() % 4);
+      half[h] = (columns.meet(args, slot, s) ? 0xffffu : 0) |
+                (columns.meet(args, slot + 1, s) ? 0xffff0000u : 0);
+    }
+  }
+};
+
 template <class Traits>
 class WgradSlab {
   using T = typename Traits::Element;
 
  public:
-  GC_DEVICE WgradSlab(int channel_warp, uint32_t first_slot_offset) : plane_(channel_warp) {
+  GC_DEVICE WgradSlab(int channel_warp, int first_slot)
+      : plane_(channel_warp), first_slot_(first_slot) {
     const int lane = device::lane_index();
     const int row = lane % 8, first_half = lane / 8 % 2, second_half = lane / 16;
-    const uint32_t slots = plane_ * Traits::kPlaneBytes + first_slot_offset + 16 * row;
+    const uint32_t slots = plane_ * Traits::kPlaneBytes + 16 * (first_slot + row);
     // Matrices of x: the m halves (taps), then the k halves (pixels). Of dy: the k halves, then the
     // row of this step and the one before.
     pair_offset_ =
@@ -105,6 +121,69 @@ class WgradSlab {
     }
   }
 
+  // As multiply<false>, but without the products that `columns` does not have. Where no Inf or NaN
+  // meets padding the sums get the same bits.
+  GC_DEVICE void multiply_masked(const WgradStepRows& rows, uint32_t step, const WgradArgs& args,
+                                 const WgradColumns& columns) {
+    const bool row_a = step & kStepRowA, row_b = step & kStepRowB, before = step & kStepDyBefore;
+    const uint32_t a_at = row_a || before ? rows.a : rows.b;
+    const uint32_t third_at = (third_row_b_ && row_b ? rows.b : a_at) + third_offset_;
+    const uint32_t c_at = row_a || row_b ? rows.dy : rows.dy_before;
+    const uint32_t dy_at = (dy_row_before_ && before ? rows.dy_before : c_at) + dy_offset_;
+    GC_NO_UNROLL
+    for (int tile = 0; tile < Traits::kTilesPerWarp; ++tile) {
+      const uint32_t offset = 256 * tile;
+      const int slot = first_slot_ + 16 * tile;
+      uint32_t pair[4], third[4], dy[4];
+      device::ldmatrix_x4_trans(dy, dy_at + offset);
+      device::ldmatrix_x4_trans(third, third_at + offset);
+      const WgradMask mask(args, columns, slot, 2);
+      GC_UNROLL
+      for (int i = 0; i < 4; ++i) third[i] &= mask.half[i / 2];
+      if (row_a) multiply_half(third_[0], 0, third, &dy[0], mask);
+      if (row_b) multiply_half(third_[0], 1, third, &dy[0], mask);
+      if (before) multiply_half(third_[1], 0, third, &dy[2], mask);
+      const WgradMask masks[2] = {WgradMask(args, columns, slot, 0),
+                                  WgradMask(args, columns, slot, 1)};
+      const auto load_pair = [&](uint32_t row) {
+        device::ldmatrix_x4_trans(pair, row + pair_offset_ + offset);
+        GC_UNROLL
+        for (int i = 0; i < 4; ++i) pair[i] &= masks[i % 2].half[i / 2];
+      };
+      if (row_a || before) load_pair(rows.a);
+      GC_UNROLL
+      for (int s = 0; s < 2; ++s) {
+        if (row_a) multiply_half(pair_[Traits::kRowA], s, pair, &dy[0], masks[s]);
+        if (before) multiply_half(pair_[2], s, pair, &dy[2], masks[s]);
+      }
+      if (row_b) load_pair(rows.b);
+      GC_UNROLL
+      for (int s = 0; s < 2; ++s) {
+        if (row_b) multiply_half(pair_[Traits::kRowB], s, pair, &dy[0], masks[s]);
+      }
+    }
+  }
+
+  GC_DEVICE void clear() {
+    GC_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      GC_UNROLL
+      for (int r = 0; r < 3; ++r) pair_[r][e] = 0;
+      third_[0][e] = third_[1][e] = 0;
+    }
+  }
+
+  GC_DEVICE bool has_nan() const {
+    bool found = third_[1][0] != third_[1][0] || third_[1][1] != third_[1][1];
+    GC_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      found |= third_[0][e] != third_[0][e];
+      GC_UNROLL
+      for (int r = 0; r < 3; ++r) found |= pair_[r][e] != pair_[r][e];
+    }
+    return found;
+  }
+
   // Puts the sums of pass m of the way out into their lines.
   GC_DEVICE void put_sums(int, const WgradSumLines<Traits>& lines) const {
     const int lane = device::lane_index();
@@ -129,7 +208,17 @@ class WgradSlab {
   static_assert(Traits::kPerGroup == 4 || Traits::kPerGroup == 8);
   static_assert(Traits::kCoTiles == 1);
 
-  const int plane_;
+  // One half of the m extent, with its own mask for dy.
+  GC_DEVICE static void multiply_half(float (&sums)[4], int half, const uint32_t (&x)[4],
+                                      const uint32_t* dy, const WgradMask& mask) {
+    float both[4] = {sums[0], sums[1], sums[2], sums[3]};
+    const uint32_t masked[2] = {dy[0] & mask.half[0], dy[1] & mask.half[1]};
+    device::mma_m16n8k16<T>(both, x, masked);
+    sums[2 * half] = both[2 * half];
+    sums[2 * half + 1] = both[2 * half + 1];
+  }
+
+  const int plane_, first_slot_;
   uint32_t pair_offset_, third_offset_, dy_offset_;
   bool third_row_b_, dy_row_before_;
   float pair_[3][4] = {};   // [r]: s = 0 in the upper half of m, 1 in the lower
@@ -143,13 +232,15 @@ class WgradSquare {
   static constexpr int kCiWarps = Traits::kPerGroup / 16;
 
  public:
-  GC_DEVICE WgradSquare(int channel_warp, uint32_t first_slot_offset)
-      : co_warp_(channel_warp / kCiWarps), ci_(channel_warp % kCiWarps * 16) {
+  GC_DEVICE WgradSquare(int channel_warp, int first_slot)
+      : co_warp_(channel_warp / kCiWarps),
+        ci_(channel_warp % kCiWarps * 16),
+        first_slot_(first_slot) {
     const int lane = device::lane_index();
     const int row = lane % 8, first_half = lane / 8 % 2, second_half = lane / 16;
     const int first_co = co_warp_ * 16 * kCoTiles;
     const int first_ci = first_co / Traits::kPerGroup * Traits::kPerGroup + ci_;
-    const uint32_t slots = first_slot_offset + 16 * row;
+    const uint32_t slots = 16 * (first_slot + row);
     // Matrices of dy: the m halves (channels), then the k halves (pixels). Of x: the k halves, then
     // the two n tiles.
     dy_offset_ = (first_co / 8 + first_half) * Traits::kPlaneBytes + slots + second_half * 128;
@@ -186,6 +277,57 @@ class WgradSquare {
     }
   }
 
+  // See WgradSlab.
+  GC_DEVICE void multiply_masked(const WgradStepRows& rows, uint32_t step, const WgradArgs& args,
+                                 const WgradColumns& columns) {
+    const bool row_a = step & kStepRowA, row_b = step & kStepRowB, before = step & kStepDyBefore;
+    GC_NO_UNROLL
+    for (int tile = 0; tile < Traits::kTilesPerWarp; ++tile) {
+      GC_UNROLL
+      for (int s = 0; s < 3; ++s) {
+        const WgradMask mask(args, columns, first_slot_ + 16 * tile, s);
+        const auto add = [&](Fragments& sums, uint32_t dy_row, uint32_t x_row) {
+          uint32_t dy[kCoTiles][4], x[4];
+          device::ldmatrix_x4_trans(x, x_row + x_offset_ + 256 * tile + Traits::tap_offset(s));
+          GC_UNROLL
+          for (int i = 0; i < 4; ++i) x[i] &= mask.half[i % 2];
+          GC_UNROLL
+          for (int m = 0; m < kCoTiles; ++m) {
+            const uint32_t at = dy_offset_ + 256 * tile + 2 * m * Traits::kPlaneBytes;
+            device::ldmatrix_x4_trans(dy[m], dy_row + at);
+            GC_UNROLL
+            for (int i = 0; i < 4; ++i) dy[m][i] &= mask.half[i / 2];
+          }
+          accumulate(sums, dy, x);
+        };
+        if (row_a) add(sums_[Traits::kRowA][s], rows.dy, rows.a);
+        if (before) add(sums_[2][s], rows.dy_before, rows.a);
+        if (row_b) add(sums_[Traits::kRowB][s], rows.dy, rows.b);
+      }
+    }
+  }
+
+  GC_DEVICE void clear() {
+    GC_UNROLL
+    for (int tap = 0; tap < 9; ++tap) {
+      GC_UNROLL
+      for (int i = 0; i < kCoTiles * 8; ++i) sums_[tap / 3][tap % 3][i / 8][i / 4 % 2][i % 4] = 0;
+    }
+  }
+
+  GC_DEVICE bool has_nan() const {
+    bool found = false;
+    GC_UNROLL
+    for (int tap = 0; tap < 9; ++tap) {
+      GC_UNROLL
+      for (int i = 0; i < kCoTiles * 8; ++i) {
+        const float sum = sums_[tap / 3][tap % 3][i / 8][i / 4 % 2][i % 4];
+        found |= sum != sum;
+      }
+    }
+    return found;
+  }
+
   // See WgradSlab; pass m has the m-th sixteen output channels of each warp.
   GC_DEVICE void put_sums(int m, const WgradSumLines<Traits>& lines) const {
     const int lane = device::lane_index();
@@ -216,7 +358,7 @@ class WgradSquare {
     }
   }
 
-  const int co_warp_, ci_;
+  const int co_warp_, ci_, first_slot_;
   uint32_t dy_offset_, x_offset_;
   Fragments sums_[3][3] = {};  // [r][s]
 };
