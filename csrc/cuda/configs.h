@@ -62,7 +62,10 @@ struct RowstreamConfig {
   constexpr int output_run_bytes() const { return planes() * output_plane_bytes(); }
   constexpr int line_bytes() const { return output_rows() * output_runs() * output_run_bytes(); }
 
-  constexpr int weight_bytes() const { return 2 * 9 * channels * c_per_group; }
+  // The weights of an output channel of w, and so much more from 16 channels per group on that the
+  // lanes of a warp, which read a few of each of eight channels, meet different banks.
+  constexpr int weight_row_bytes() const { return 18 * c_per_group + (c_per_group >= 16 ? 16 : 0); }
+  constexpr int weight_bytes() const { return channels * weight_row_bytes(); }
   // The weights are in registers before the first line of output comes to lie where they were;
   // large ones before the first row of input does.
   constexpr bool weights_first() const { return c_per_group >= 64; }
@@ -86,10 +89,10 @@ inline constexpr RowstreamConfig kRowstreamConfigs[] = {
     {"fprop_c16_s2", Walk::kFpropStride2,  16,  64,        1,       2,    2,    1,      3,     3},
     {"fprop_c32_s2", Walk::kFpropStride2,  32,  64,        1,       2,    2,    1,      3,     2},
     {"fprop_c64_s2", Walk::kFpropStride2,  64,  64,        1,       2,    1,    1,      4,     1},
-    {"dgrad_c4_s2",  Walk::kDgradStride2,   4,  64,        1,       2,    1,    1,      5,     2},
-    {"dgrad_c8_s2",  Walk::kDgradStride2,   8,  64,        1,       2,    1,    1,      5,     2},
-    {"dgrad_c16_s2", Walk::kDgradStride2,  16,  64,        1,       2,    2,    1,      5,     2},
-    {"dgrad_c32_s2", Walk::kDgradStride2,  32,  64,        1,       2,    2,    1,      5,     2},
+    {"dgrad_c4_s2",  Walk::kDgradStride2,   4,  64,        1,       2,    1,    1,      7,     2},
+    {"dgrad_c8_s2",  Walk::kDgradStride2,   8,  64,        1,       2,    1,    1,      7,     2},
+    {"dgrad_c16_s2", Walk::kDgradStride2,  16,  64,        1,       2,    2,    1,      7,     2},
+    {"dgrad_c32_s2", Walk::kDgradStride2,  32,  64,        1,       2,    2,    1,      7,     2},
     {"dgrad_c64_s2", Walk::kDgradStride2,  64,  64,        1,       2,    1,    1,      5,     1},
 };
 // clang-format on
@@ -97,18 +100,18 @@ inline constexpr int kRowstreamConfigCount = int(std::size(kRowstreamConfigs));
 
 // Where the weights of a group lie: weight (n, k, tap) of output channel n and input channel k,
 // both counted in the group, and tap = 3 r + s, is element first + n * by_n + k * by_k + tap *
-// by_tap of the group's 9 c_per_group^2. Input and output are those of the walk.
+// by_tap. Input and output are those of the walk.
 struct WeightOrder {
   int first, by_n, by_k, by_tap;
 };
 
-constexpr WeightOrder weight_order(Pass pass, int stride, int c_per_group, bool krsc) {
+// `row` is the distance, in elements, of the output channels of w.
+constexpr WeightOrder weight_order(Pass pass, int stride, int c_per_group, bool krsc, int row) {
   const int by_tap = krsc ? c_per_group : 1;
   const int by_c = krsc ? 1 : 9;
-  const int by_k = 9 * c_per_group;
-  if (pass == Pass::kFprop) return {0, by_k, by_c, by_tap};
-  if (stride == 2) return {0, by_c, by_k, by_tap};
-  return {8 * by_tap, by_c, by_k, -by_tap};
+  if (pass == Pass::kFprop) return {0, row, by_c, by_tap};
+  if (stride == 2) return {0, by_c, row, by_tap};
+  return {8 * by_tap, by_c, row, -by_tap};
 }
 
 // How a problem is cut up. A tile is `images` images side by side, `pitch` slots apart, or one of

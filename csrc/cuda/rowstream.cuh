@@ -40,6 +40,7 @@ struct RowstreamTraits {
   static constexpr int kOutputPlaneBytes = kConfig.output_plane_bytes();
   static constexpr int kOutputRunBytes = kConfig.output_run_bytes();
   static constexpr int kLineBytes = kConfig.line_bytes();
+  static constexpr int kWeightRowBytes = kConfig.weight_row_bytes();
   static constexpr int kWeightBytes = kConfig.weight_bytes();
   static constexpr bool kWeightsFirst = kConfig.weights_first();
 

@@ -19,7 +19,7 @@ struct RowstreamArgs {
   int batch, channels;
   int input_h, input_w, output_h, output_w;
   int pad_h, pad_w;
-  WeightOrder order;
+  WeightOrder order, shared_order;  // of the weights in global and in shared memory
   RowstreamPlan plan;
 };
 

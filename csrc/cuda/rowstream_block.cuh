@@ -36,18 +36,28 @@ struct WarpPart {
   GC_DEVICE uint32_t output_offset() const { return slot * 16 + slab * Traits::kOutputPlaneBytes; }
 };
 
-// Starts to bring the block's weights to shared memory, as a group of copies. In each order of the
-// weights those of a block are one piece.
+// Calls function(source, target) for the pieces of 16 bytes of the block's weights that are this
+// thread's: offsets in global and in shared memory. In both orders the weights of a block are one
+// piece of global memory.
+template <class Traits, typename Function>
+GC_DEVICE void for_each_weight_piece(const Function& function) {
+  constexpr int kRowBytes = 18 * Traits::kCpg;
+  constexpr int kPadding = Traits::kWeightRowBytes - kRowBytes;
+  static_assert(kPadding == 0 || kRowBytes % 16 == 0, "a piece is of one row");
+  for (int at = device::thread_index() * 16; at < Traits::kChannels * kRowBytes;
+       at += Traits::kThreads * 16) {
+    function(at, at + at / kRowBytes * kPadding);
+  }
+}
+
+// Starts to bring the block's weights to shared memory, as a group of copies.
 template <class Traits>
 GC_DEVICE void prefetch_weights(const RowstreamArgs& args, const BlockWork& work, uint32_t target) {
-  constexpr int kChannelBytes = 2 * 9 * Traits::kCpg;
-  const char* source =
-      static_cast<const char*>(args.weight) + int64_t(work.channel) * kChannelBytes;
-  const int bytes = (args.channels - work.channel) * kChannelBytes;
-  for (int at = device::thread_index() * 16; at < Traits::kWeightBytes;
-       at += Traits::kThreads * 16) {
-    device::cp_async_16(target + at, source + at, at < bytes);
-  }
+  constexpr int kRowBytes = 18 * Traits::kCpg;
+  const char* weights = static_cast<const char*>(args.weight) + int64_t(work.channel) * kRowBytes;
+  const int bytes = (args.channels - work.channel) * kRowBytes;
+  for_each_weight_piece<Traits>(
+      [&](int from, int to) { device::cp_async_16(target + to, weights + from, from < bytes); });
   device::cp_async_commit();
 }
 
@@ -57,12 +67,11 @@ template <class Traits>
 GC_DEVICE bool clear_nonfinite_weights(uint32_t weights) {
   using T = typename Traits::T;
   bool found = false;
-  for (int at = device::thread_index() * 16; at < Traits::kWeightBytes;
-       at += Traits::kThreads * 16) {
+  for_each_weight_piece<Traits>([&](int, int at) {
     const bool nonfinite = any_nonfinite<T>(device::load_shared_16(weights + at));
     if (nonfinite) clear_nonfinite<T>(weights + at);
     found |= nonfinite;
-  }
+  });
   return found;
 }
 
@@ -78,7 +87,7 @@ GC_DEVICE WeightTile<Traits> start_block(const RowstreamArgs& args, const BlockW
   device::cp_async_wait<Traits::kWeightsFirst ? 0 : Traits::kStages - 1>();
   nonfinite = clear_nonfinite_weights<Traits>(shared.weights);
   device::sync_threads();
-  const WeightTile<Traits> weights(args.order, shared.weights, first_n);
+  const WeightTile<Traits> weights(args.shared_order, shared.weights, first_n);
   if constexpr (Traits::kWeightsFirst) {
     device::sync_threads();
     rows.start(shared.stages);

@@ -44,7 +44,10 @@ inline RowstreamArgs make_rowstream_args(const PassArgs& pass, const RowstreamPl
   args.output_row_bytes = 2 * int64_t(args.output_w) * args.channels;
   args.input_tile_bytes = plan.images * args.input_h * args.input_row_bytes;
   args.output_tile_bytes = plan.images * args.output_h * args.output_row_bytes;
-  args.order = weight_order(pass.pass, int(p.stride_h), int(p.c_per_group()), krsc);
+  const int c = int(p.c_per_group());
+  const int shared_row = kRowstreamConfigs[plan.config].weight_row_bytes() / 2;
+  args.order = weight_order(pass.pass, int(p.stride_h), c, krsc, 9 * c);
+  args.shared_order = weight_order(pass.pass, int(p.stride_h), c, krsc, shared_row);
   args.plan = plan;
   return args;
 }

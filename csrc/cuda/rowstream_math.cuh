@@ -35,8 +35,8 @@ struct WeightTile {
     for (int slab = 0; slab < Traits::kSlabs; ++slab) {
       const int n = first_n + slab * 8 + device::lane_index() / 4;
       const int group = n / Traits::kCpg;
-      const uint32_t base = weights + 2 * (group * 9 * Traits::kCpg * Traits::kCpg + order.first +
-                                           n % Traits::kCpg * order.by_n);
+      const uint32_t base = weights + group * Traits::kCpg * Traits::kWeightRowBytes +
+                            2 * (order.first + n % Traits::kCpg * order.by_n);
       GC_UNROLL
       for (int r = 0; r < 3; ++r) {
         if constexpr (Traits::kCpg <= 8) {
