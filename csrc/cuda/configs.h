@@ -83,6 +83,8 @@ inline constexpr RowstreamConfig kRowstreamConfigs[] = {
     {"conv_c8_s1",   Walk::kUnitStride,     8,  64,        1,       4,    1,    1,      4,     2},
     {"conv_c16_s1",  Walk::kUnitStride,    16,  64,        2,       2,    2,    1,      4,     2},
     {"conv_c32_s1",  Walk::kUnitStride,    32,  64,        2,       2,    2,    2,      6,     1},
+    {"conv_c16_s1_narrow", Walk::kUnitStride, 16, 32,    2,       2,    2,    1,      5,     3},
+    {"conv_c32_s1_narrow", Walk::kUnitStride, 32, 32,    2,       2,    2,    2,      6,     2},
     {"conv_c64_s1",  Walk::kUnitStride,    64,  64,        1,       4,    1,    1,      6,     1},
     {"fprop_c4_s2",  Walk::kFpropStride2,   4,  64,        1,       2,    1,    1,      3,     2},
     {"fprop_c8_s2",  Walk::kFpropStride2,   8,  64,        1,       2,    1,    1,      3,     2},
@@ -126,6 +128,7 @@ struct RowstreamPlan {
   int tiles;
   int tile_blocks;
   int channel_blocks;
+  int64_t cost;  // in bytes that the busiest multiprocessor moves
 
   constexpr int64_t blocks() const {
     return int64_t(channel_blocks) * strips * row_strips * tile_blocks;
@@ -213,25 +216,34 @@ constexpr RowstreamPlan plan_rowstream(int config_index, Pass pass, const ConvPr
   constexpr int kMostTiles = 64;
   constexpr int kStepsToStart = 3;  // until the first rows arrive
   RowstreamPlan best{};
-  int64_t least_cost = std::numeric_limits<int64_t>::max();
   for (int row_strips = 1; row_strips <= kMostRowStrips; ++row_strips) {
     for (int tiles = 1; tiles <= kMostTiles; ++tiles) {
-      const RowstreamPlan plan = cut_rowstream(config_index, pass, p, row_strips, tiles);
+      RowstreamPlan plan = cut_rowstream(config_index, pass, p, row_strips, tiles);
       if (plan.row_strips != row_strips) break;
       const int halo_steps = plan.row_strips > 1 ? config.halo() : 0;
       const int64_t steps = int64_t(tiles) * (plan.row_strip + halo_steps) + kStepsToStart;
+      // At stride 1 one pixel in and one out for a slot, at stride 2 four and one.
       const int64_t step_bytes = 2 * config.channels * plan.images * plan.strip *
                                  (config.walk == Walk::kUnitStride ? 2 : 5);
       const int64_t rounds = (plan.blocks() + sm_count - 1) / sm_count;
-      int64_t cost = rounds * (steps * step_bytes + config.weight_bytes());
-      // A multiprocessor with fewer blocks than fit hides less of its latencies.
-      if (rounds < config.blocks_per_sm) cost += cost / 4;
-      if (cost < least_cost) {
-        least_cost = cost;
-        best = plan;
-      }
+      plan.cost = rounds * (steps * step_bytes + config.weight_bytes());
+      // A multiprocessor with few warps hides less of its latencies.
+      const int64_t warps = std::min<int64_t>(rounds, config.blocks_per_sm) * config.warps();
+      plan.cost += warps < 8 ? plan.cost / 2 : warps < 16 ? plan.cost / 8 : 0;
+      if (best.cost == 0 || plan.cost < best.cost) best = plan;
       if (plan.tile_blocks == 1) break;
     }
+  }
+  return best;
+}
+
+// The best of the plans of all configurations that compute the pass; there must be one.
+constexpr RowstreamPlan plan_rowstream(Pass pass, const ConvProblem& p, int sm_count) {
+  RowstreamPlan best{};
+  for (int i = 0; i < kRowstreamConfigCount; ++i) {
+    if (!rowstream_supports(kRowstreamConfigs[i], pass, p)) continue;
+    const RowstreamPlan plan = plan_rowstream(i, pass, p, sm_count);
+    if (best.cost == 0 || plan.cost < best.cost) best = plan;
   }
   return best;
 }
