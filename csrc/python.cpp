@@ -148,7 +148,7 @@ PYBIND11_MODULE(_C, m) {
       "Why the direct CPU kernels do not take a problem (N, C, H, W, K, R, S, G, padding, stride, "
       "dilation, flat), or None.");
   m.def("cuda_kernels", &grouped_conv::cuda_kernels,
-        "Configurations of the row-streaming CUDA kernels, in the order in which they are asked.");
+        "Configurations of the row-streaming CUDA kernels, those of fprop and dgrad first.");
   m.def("rowstream_refusal", &grouped_conv::rowstream_refusal, py::arg("which"), py::arg("extents"),
         py::arg("dtype"),
         "Why the row-streaming CUDA kernels do not take a pass (fprop, dgrad, wgrad) of a problem, "

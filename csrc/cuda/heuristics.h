@@ -3,7 +3,9 @@
 // and tells Python which kernel would run.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 
 #include "cuda/configs.h"
 #include "cuda/launch.h"
@@ -35,18 +37,14 @@ static_assert(all_fit_shared_memory());
 
 }  // namespace detail
 
-// The first configuration that computes the pass; -1: none.
-inline int find_rowstream_config(Pass pass, const ConvProblem& p) {
-  if (pass == Pass::kWgrad) {
-    for (int i = 0; i < kWgradConfigCount; ++i) {
-      if (wgrad_supports(kWgradConfigs[i], p)) return i;
-    }
-  } else {
-    for (int i = 0; i < kRowstreamConfigCount; ++i) {
-      if (rowstream_supports(kRowstreamConfigs[i], pass, p)) return i;
-    }
-  }
-  return -1;
+inline bool has_wgrad_config(const ConvProblem& p) {
+  return std::any_of(std::begin(kWgradConfigs), std::end(kWgradConfigs),
+                     [&](const WgradConfig& c) { return wgrad_supports(c, p); });
+}
+
+inline bool has_rowstream_config(Pass pass, const ConvProblem& p) {
+  return std::any_of(std::begin(kRowstreamConfigs), std::end(kRowstreamConfigs),
+                     [&](const RowstreamConfig& c) { return rowstream_supports(c, pass, p); });
 }
 
 // Why the row-streaming kernels do not compute a pass; nullptr: they do. The operands are taken to
@@ -71,7 +69,7 @@ inline const char* rowstream_refusal(Pass pass, const ConvProblem& p, DType dtyp
            "alike";
   }
   if (p.C % 8 != 0) return "the row-streaming kernels are for a multiple of 8 channels";
-  if (find_rowstream_config(pass, p) < 0) {
+  if (pass == Pass::kWgrad ? !has_wgrad_config(p) : !has_rowstream_config(pass, p)) {
     return "the row-streaming kernels are for images and batches that have pixels, and for images "
            "below 2 GiB";
   }
@@ -89,11 +87,13 @@ struct FastPlan {
   WgradPlan wgrad;          // wgrad
 };
 
-// The plan of a pass that rowstream_refusal does not refuse.
+// The plan of a pass that rowstream_refusal does not refuse: of the weight gradient's kernels the
+// only one that computes it, of the others the one that is expected to be fastest.
 inline FastPlan plan_fast(Pass pass, const ConvProblem& p, const DeviceTraits& device) {
-  const int index = find_rowstream_config(pass, p);
   FastPlan plan{};
   if (pass == Pass::kWgrad) {
+    int index = 0;
+    while (!wgrad_supports(kWgradConfigs[index], p)) ++index;
     const WgradConfig& config = kWgradConfigs[index];
     plan.wgrad = plan_wgrad(index, p, device.sm_count);
     plan.name = config.name;
@@ -102,8 +102,8 @@ inline FastPlan plan_fast(Pass pass, const ConvProblem& p, const DeviceTraits& d
     plan.threads = config.threads();
     plan.shared_bytes = config.shared_bytes();
   } else {
-    const RowstreamConfig& config = kRowstreamConfigs[index];
-    plan.rowstream = plan_rowstream(index, pass, p, device.sm_count);
+    plan.rowstream = plan_rowstream(pass, p, device.sm_count);
+    const RowstreamConfig& config = kRowstreamConfigs[plan.rowstream.config];
     plan.name = config.name;
     plan.blocks = plan.rowstream.blocks();
     plan.threads = config.threads();

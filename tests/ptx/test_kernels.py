@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import emulator
 import numpy as np
@@ -23,12 +23,22 @@ from grouped_conv.problem import ConvProblem
 ROOT = Path(__file__).resolve().parents[2]
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 ARCHITECTURE = "sm_80"
-SM_COUNT = 3
 
 pytestmark = [
     pytest.mark.once,
     pytest.mark.skipif(NVCC is None, reason="there is no nvcc"),
 ]
+
+
+class Case(NamedTuple):
+    """A configuration that computes a pass on a GPU of some multiprocessors."""
+
+    pass_name: str
+    config: str
+    c_per_group: int
+    stride: int
+    dtype: str
+    sm_count: int
 
 
 @functools.cache
@@ -66,11 +76,11 @@ def find_kernel(dtype: str, name: str, config: int) -> ptx.Kernel:
 
 
 def interpret(
-    pass_name: str, p: ConvProblem, dtype: str, operands: emulator.Operands, channels_last: bool
+    case: Case, p: ConvProblem, operands: emulator.Operands, channels_last: bool
 ) -> torch.Tensor:
     """The result of a pass, ``[N, K, P, Q]`` and so on, computed by the interpreter."""
-    type_ = emulator.DTYPES[dtype]
-    written = {"fprop": "y", "dgrad": "x", "wgrad": "w"}[pass_name]
+    extents = emulator.extents(p)
+    written = {"fprop": "y", "dgrad": "x", "wgrad": "w"}[case.pass_name]
     tensors = {"x": operands.x, "w": operands.w, "y": operands.y}
     tensors[written] = torch.full_like(tensors[written], float("nan"))
     memory = ptx.GlobalMemory()
@@ -80,29 +90,30 @@ def interpret(
         ordered = t.permute(0, 2, 3, 1).contiguous() if by_pixel else t.contiguous()
         arrays[name] = ordered.view(torch.int16).numpy()
         addresses[name] = memory.allocate(arrays[name])
-    bias = 0
+    addresses["bias"] = addresses["workspace"] = 0
     if operands.bias is not None:
-        bias = memory.allocate(operands.bias.view(torch.int16).numpy())
-    plan = _C.plan_fast(pass_name, emulator.extents(p), SM_COUNT)
-    workspace = memory.allocate(np.full(plan["workspace_bytes"] // 4, np.nan, np.float32))
+        addresses["bias"] = memory.allocate(operands.bias.view(torch.int16).numpy())
+    if case.pass_name == "wgrad":
+        size = launches().workspace_bytes(case.config, extents, case.sm_count)
+        addresses["workspace"] = memory.allocate(np.full(size // 4, np.nan, np.float32))
     for launch in launches().launches(
-        pass_name,
-        emulator.extents(p),
+        case.pass_name,
+        case.config,
+        extents,
         channels_last=channels_last,
-        sm_count=SM_COUNT,
-        bias=bias,
-        workspace=workspace,
+        sm_count=case.sm_count,
         **addresses,
     ):
         ptx.launch(
-            find_kernel(dtype, launch["kernel"], launch["config"]),
+            find_kernel(case.dtype, launch["kernel"], launch["config"]),
             memory,
             (launch["blocks"],),
             (launch["threads"],),
             [launch["arguments"]],
             launch["shared_bytes"],
         )
-    result = torch.from_numpy(memory.read(addresses[written], arrays[written]).copy()).view(type_)
+    found = memory.read(addresses[written], arrays[written]).copy()
+    result = torch.from_numpy(found).view(emulator.DTYPES[case.dtype])
     return result.permute(0, 3, 1, 2) if written != "w" or channels_last else result
 
 
@@ -112,35 +123,38 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool(((a.view(torch.int16) == b.view(torch.int16)) | both_nan).all())
 
 
-def problem_for(c_per_group: int, stride: int) -> ConvProblem:
-    """Several images side by side, the last tile partly filled, channels that fill no block."""
-    c = max(3 * c_per_group, 24) if c_per_group < 64 else 128
-    return ConvProblem(5, c, 6, 7, c, 3, 3, c // c_per_group, 1, 1, stride, stride)
-
-
 CASES = [
-    (pass_name, config["name"], config["c_per_group"], config["stride"], dtype)
+    Case(pass_name, config["name"], config["c_per_group"], config["stride"], dtype, 3)
     for config in _C.cuda_kernels()
     for pass_name in config["passes"]
     for dtype in emulator.DTYPES
     # The types differ in conversions alone: one configuration of each family shows those.
     if dtype == "float16" or config["c_per_group"] in (4, 16)
 ]
+# Many partial sums.
+CASES += [Case("wgrad", f"wgrad_c{c}_s1", c, 1, "float16", 132) for c in (4, 32)]
 
 
-@pytest.mark.parametrize(("pass_name", "name", "c_per_group", "stride", "dtype"), CASES)
-def test_the_emulator_has_the_same_bits(
-    pass_name: str, name: str, c_per_group: int, stride: int, dtype: str
-) -> None:
-    p = problem_for(c_per_group, stride)
-    assert _C.plan_fast(pass_name, emulator.extents(p), SM_COUNT)["name"] == name
-    channels_last = c_per_group in (8, 32)
-    operands = emulator.Operands.random(p, emulator.DTYPES[dtype], bias=pass_name == "fprop")
-    if c_per_group == 16:  # the way of values that are not finite, too
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_the_emulator_has_the_same_bits(case: Case) -> None:
+    """Several images side by side, the last tile partly filled, channels that fill no block."""
+    c = max(3 * case.c_per_group, 24) if case.c_per_group < 64 else 128
+    batch = 24 if case.sm_count > 3 else 5
+    stride = case.stride
+    p = ConvProblem(batch, c, 6, 7, c, 3, 3, c // case.c_per_group, 1, 1, stride, stride)
+    channels_last = case.c_per_group in (8, 32)
+    dtype = emulator.DTYPES[case.dtype]
+    operands = emulator.Operands.random(p, dtype, bias=case.pass_name == "fprop")
+    if case.c_per_group == 16:  # the way of values that are not finite, too
         operands.x[0, 3, 2, 2] = float("inf")
         operands.w[1, 2, 0, 1] = float("nan")
-        operands.y[1, 2, 1, 1] = float("-inf")
-    (kernel,) = [k for k in emulator.kernels(pass_name) if (k.name, k.dtype) == (name, dtype)]
-    emulated = emulator.run(kernel, p, operands, channels_last=channels_last, sm_count=SM_COUNT)
-    interpreted = interpret(pass_name, p, dtype, operands, channels_last)
-    assert same_bits(interpreted, emulated.output)
+        operands.y[1, 2, 0, 0] = float("-inf")
+    (kernel,) = [
+        k
+        for k in emulator.kernels(case.pass_name)
+        if (k.name, k.dtype) == (case.config, case.dtype)
+    ]
+    emulated = emulator.run(
+        kernel, p, operands, channels_last=channels_last, sm_count=case.sm_count
+    )
+    assert same_bits(interpret(case, p, operands, channels_last), emulated.output)
