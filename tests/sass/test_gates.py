@@ -73,6 +73,14 @@ def test_only_innermost_loops_count() -> None:
     assert gates.faults(kernel) == []
 
 
+def test_the_figure_is_that_of_the_loop_that_streams() -> None:
+    second = """
+        HMMA.16816.F32 R4, R4, R8, R4
+        @P0 BRA 0x60
+    """
+    assert gates.instructions_per_mma(listed(GOOD + second)) == 4.0
+
+
 def test_a_good_kernel_passes() -> None:
     assert gates.faults(listed(GOOD)) == []
     first = next(c for c in _C.cuda_kernels() if "fprop" in c["passes"])
@@ -85,7 +93,7 @@ FAULTS = {
     "registers": (GOOD, {"registers": 255}),
     "no asynchronous copies": (GOOD.replace("BYPASS.128", "64"), {}),
     "narrow access": (GOOD.replace("IADD3 R1", "LDG.E.64 R1"), {}),
-    "no loop around": (GOOD.replace("HMMA", "FFMA"), {}),
+    "no loop that": (GOOD.replace("HMMA", "FFMA"), {}),
 }
 
 
