@@ -27,10 +27,11 @@ template <class Traits>
 using WgradTile =
     std::conditional_t<(Traits::kPerGroup <= 8), WgradSlab<Traits>, WgradSquare<Traits>>;
 
-// The slots behind a run's last tile, which taps of the last column look at: zeros for good.
+// The slots behind the last tile of a run of x, which taps of the last column look at: zeros for
+// good.
 template <class Traits>
 GC_DEVICE void wgrad_clear_tail(uint32_t shared) {
-  constexpr int kRuns = Traits::kRingBytes / Traits::kRunBytes;
+  constexpr int kRuns = Traits::kXRingBytes / Traits::kRunBytes;
   constexpr int kTailSlots = 2;
   for (int first = 0; first < kRuns * Traits::kPlanes * kTailSlots; first += Traits::kThreads) {
     const int i = first + device::thread_index();
@@ -40,7 +41,8 @@ GC_DEVICE void wgrad_clear_tail(uint32_t shared) {
   }
 }
 
-// Adds the sums of the k_split parts, in order, and writes them as the block's part of a dw.
+// Adds the sums of the k_split parts, in order, and writes them as the block's part of a dw. Nobody
+// looks at the stages any more.
 template <class Traits>
 GC_DEVICE void wgrad_write_partials(const WgradArgs& args, const WgradTile<Traits>& tile,
                                     uint32_t shared, int first_channel, int split, int part) {
@@ -52,7 +54,7 @@ GC_DEVICE void wgrad_write_partials(const WgradArgs& args, const WgradTile<Trait
       args.partials + (int64_t(split) * args.C + first_channel) * kPerOutput * int(sizeof(float));
   GC_UNROLL
   for (int m = 0; m < Traits::kCoTiles; ++m) {
-    device::sync_threads();
+    if (m > 0) device::sync_threads();
     tile.put_sums(m, lines);
     device::sync_threads();
     for (int first = 0; first < Traits::kSumLines * kLineVectors; first += Traits::kThreads) {
@@ -153,6 +155,7 @@ wgrad_rowstream_kernel(const GC_GRID_CONSTANT WgradArgs args) {
   if (device::sync_threads_or(tile.has_nan())) {
     tile.clear();
     wgrad_walk_masked(WgradLoader<Traits>(args, first_channel, split), tile, args, shared);
+    device::sync_threads();
   }
   wgrad_write_partials<Traits>(args, tile, shared, first_channel, split, part);
 }

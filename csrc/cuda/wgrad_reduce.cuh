@@ -46,14 +46,16 @@ wgrad_reduce_kernel(const GC_GRID_CONSTANT WgradArgs args) {
     for (int i = 0; i < kLoads; ++i) wgrad_add(sums, partials[i]);
   }
 
-  const uint32_t own = shared + 4 * (slice * elements + in_block);
-  const device::Bytes16 packed{{device::bits_of(sums[0]), device::bits_of(sums[1]),
-                                device::bits_of(sums[2]), device::bits_of(sums[3])}};
-  device::store_shared_16(own, packed, slice > 0);
-  device::sync_threads();
-  GC_NO_UNROLL
-  for (int other = 1; other < slices; ++other) {
-    wgrad_add(sums, device::load_shared_16(own + 4 * other * elements, slice == 0));
+  if (slices > 1) {
+    const uint32_t own = shared + 4 * (slice * elements + in_block);
+    const device::Bytes16 packed{{device::bits_of(sums[0]), device::bits_of(sums[1]),
+                                  device::bits_of(sums[2]), device::bits_of(sums[3])}};
+    device::store_shared_16(own, packed);
+    device::sync_threads();
+    GC_NO_UNROLL
+    for (int other = 1; other < slices; ++other) {
+      wgrad_add(sums, device::load_shared_16(own + 4 * other * elements, slice == 0));
+    }
   }
 
   const device::Bytes8 rounded{
