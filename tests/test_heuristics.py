@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from support import random_cases, short
@@ -94,6 +96,18 @@ def test_a_batch_fills_an_h100(pass_name: Pass):
             blocks = _C.plan_fast(pass_name, extents(layer.problem(batch)), H100)["blocks"]
             rounds = -(-blocks // H100)
             assert blocks / (rounds * H100) >= 0.9, (str(layer), batch, blocks)
+
+
+def test_partial_sums_of_dw_are_bounded():
+    """Written and read once, they fit an L2 cache of 40 MiB and are little beside x and dy."""
+    for layer in resolve("resnext50"):
+        for batch in (32, 64, 256):
+            p = layer.problem(batch)
+            partial_sums = _C.plan_fast("wgrad", extents(p), H100)["workspace_bytes"]
+            assert partial_sums < 5e6
+            if batch == 256:
+                once = 2 * (math.prod(p.input_size) + math.prod(p.output_size))
+                assert 2 * partial_sums < 0.2 * once, str(layer)
 
 
 def test_every_pass_has_a_configuration():
