@@ -86,9 +86,8 @@ struct WgradStage {
   }
 };
 
-// Which columns of a tile there are. Padding, and the gaps between images side by side, are zeros
-// in shared memory, and zero times Inf or NaN is NaN: a product with either is none of the
-// convolution.
+// Which columns of a tile exist. Padding, and the gaps between images side by side, are zeros in
+// shared memory; the convolution has no product with them.
 struct WgradColumns {
   int first_x;  // column of x that the first output column meets with s = 0
   int outputs;

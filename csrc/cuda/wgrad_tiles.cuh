@@ -1,13 +1,12 @@
 // What a warp accumulates of the weight gradient: fragments of dw, with pixels as the k extent of
 // mma. Both operands come through transposed ldmatrix, since shared memory has pixels as rows.
 //
-// WgradSlab: up to 8 channels per group. A warp has a plane of 8 channels; of the 8 x 8 products
+// WgradSlab: up to 8 channels per group. A warp has a plane of 8 channels. Of its 8 x 8 products
 // per
-//   tap only those within a group are wanted, the others are dropped. The m extent of mma takes two
-//   taps: s = 0 and 1 of a row, or s = 2 of rows A and B: five mma for nine taps.
-// WgradSquare: from 16 channels per group. A warp has co_tiles x 16 output channels, one fragment
-// of
-//   dy each, and 16 input channels of the same group.
+//   tap those between groups are dropped. The m extent of mma takes two taps: s = 0 and 1 of a row,
+//   or s = 2 of rows A and B: five mma for nine taps.
+// WgradSquare: from 16 channels per group. A warp has co_tiles x 16 output channels, of which dy is
+//   the A operand, and 16 input channels of the same group.
 #pragma once
 
 #include "cuda/wgrad_rows.cuh"
@@ -52,8 +51,7 @@ class WgradSumLines {
   const bool channels_last_;
 };
 
-// For tap s and each half of k of a tile of 16 slots: ones where the lane's two pixels have a
-// product.
+// For tap s and either half of k of a tile of 16 slots: ones where the lane's two pixels meet.
 struct WgradMask {
   uint32_t half[2];
 
