@@ -1,10 +1,9 @@
 // What a warp accumulates of the weight gradient: fragments of dw, with pixels as the k extent of
 // mma. Both operands come through transposed ldmatrix, since shared memory has pixels as rows.
 //
-// WgradSlab: up to 8 channels per group. A warp has a plane of 8 channels. Of its 8 x 8 products
-// per
-//   tap those between groups are dropped. The m extent of mma takes two taps: s = 0 and 1 of a row,
-//   or s = 2 of rows A and B: five mma for nine taps.
+// WgradSlab: up to 8 channels per group. A warp has a plane of 8 channels; the products between
+//   groups are dropped. The m extent of mma takes two taps: s = 0 and 1 of a row, or s = 2 of rows
+//   A and B: five mma for nine taps.
 // WgradSquare: from 16 channels per group. A warp has co_tiles x 16 output channels, of which dy is
 //   the A operand, and 16 input channels of the same group.
 #pragma once
