@@ -27,6 +27,7 @@ ARCHITECTURE = "sm_80"
 pytestmark = [
     pytest.mark.once,
     pytest.mark.skipif(NVCC is None, reason="there is no nvcc"),
+    pytest.mark.skipif(shutil.which("cmake") is None, reason="there is no cmake"),
 ]
 
 
