@@ -93,9 +93,9 @@ class Engine {
   void copy(uint32_t target, const void* source, bool valid, bool active, int site);
   void commit(int site);
   void wait(int groups_left, int site);
-  // The address for this call under a planted fault.
+  // The address for this call under a planted fault, which makes no difference unless `active`.
   template <typename Address>
-  Address stale(Planted kind, int site, Address address);
+  Address stale(Planted kind, int site, Address address, bool active);
 
  private:
   void run_block();
@@ -185,13 +185,13 @@ void Engine::note(const std::optional<Problem>& problem, int site) {
 }
 
 template <typename Address>
-Address Engine::stale(Planted kind, int site, Address address) {
+Address Engine::stale(Planted kind, int site, Address address, bool active) {
   if (!planted(kind, site)) return address;
   uint64_t now = 0;
   std::memcpy(&now, &address, sizeof address);
   const auto [entry, first] = last_address_.try_emplace(thread_, now);
   const uint64_t before = std::exchange(entry->second, now);
-  if (first || before == now) return address;
+  if (first || before == now || !active) return address;
   ++effects_;
   std::memcpy(&address, &before, sizeof address);
   return address;
@@ -201,7 +201,7 @@ Address Engine::stale(Planted kind, int site, Address address) {
 
 void Engine::load_global(void* value, const void* source, int bytes, bool active, int site) {
   active |= takes_effect(Planted::kIgnorePredicate, site, !active);
-  source = stale(Planted::kStalePointer, site, source);
+  source = stale(Planted::kStalePointer, site, source, active);
   if (options_.count) {
     warps_[size_t(thread_ / kLanes)].trace.global_access(
         site, thread_ % kLanes, reinterpret_cast<uintptr_t>(source), bytes, active);
@@ -216,7 +216,7 @@ void Engine::load_global(void* value, const void* source, int bytes, bool active
 void Engine::store_global(void* target, const void* value, int bytes, bool active, int site) {
   active |= takes_effect(Planted::kIgnorePredicate, site, !active);
   active &= !takes_effect(Planted::kDrop, site, active);
-  target = stale(Planted::kStalePointer, site, target);
+  target = stale(Planted::kStalePointer, site, target, active);
   if (options_.count) {
     warps_[size_t(thread_ / kLanes)].trace.global_access(
         site, thread_ % kLanes, reinterpret_cast<uintptr_t>(target), bytes, active);
@@ -228,7 +228,7 @@ void Engine::store_global(void* target, const void* value, int bytes, bool activ
 
 void Engine::load_shared(void* value, uint32_t source, int bytes, bool active, int site) {
   active |= takes_effect(Planted::kIgnorePredicate, site, !active);
-  source = stale(Planted::kStaleAddress, site, source);
+  source = stale(Planted::kStaleAddress, site, source, active);
   if (options_.count) {
     warps_[size_t(thread_ / kLanes)].trace.shared_access(site, thread_ % kLanes, source, bytes,
                                                          active);
@@ -243,7 +243,7 @@ void Engine::load_shared(void* value, uint32_t source, int bytes, bool active, i
 void Engine::store_shared(uint32_t target, const void* value, int bytes, bool active, int site) {
   active |= takes_effect(Planted::kIgnorePredicate, site, !active);
   active &= !takes_effect(Planted::kDrop, site, active);
-  target = stale(Planted::kStaleAddress, site, target);
+  target = stale(Planted::kStaleAddress, site, target, active);
   if (options_.count) {
     warps_[size_t(thread_ / kLanes)].trace.shared_access(site, thread_ % kLanes, target, bytes,
                                                          active);
@@ -256,8 +256,8 @@ void Engine::copy(uint32_t target, const void* source, bool valid, bool active, 
   valid |= takes_effect(Planted::kIgnorePredicate, site, active && !valid);
   active &= !takes_effect(Planted::kDropZeroFill, site, active && !valid);
   active &= !takes_effect(Planted::kDrop, site, active);
-  target = stale(Planted::kStaleAddress, site, target);
-  source = stale(Planted::kStalePointer, site, source);
+  target = stale(Planted::kStaleAddress, site, target, active);
+  source = stale(Planted::kStalePointer, site, source, active && valid);
   if (options_.count) {
     WarpTrace& trace = warps_[size_t(thread_ / kLanes)].trace;
     trace.global_access(site, thread_ % kLanes, reinterpret_cast<uintptr_t>(source), kBytes,
@@ -529,11 +529,10 @@ Report Engine::run(const Shape& shape, const Options& options,
   in_flight_at_waits_ = waits_ = 0;
   global_.begin_launch();
 
-  std::vector<int64_t> blocks = options.blocks;
-  if (blocks.empty()) {
-    blocks.resize(size_t(int64_t(shape.grid.x) * shape.grid.y * shape.grid.z));
-    for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = int64_t(i);
-  }
+  const int64_t grid_blocks = int64_t(shape.grid.x) * shape.grid.y * shape.grid.z;
+  std::vector<int64_t> blocks(
+      size_t(options.most_blocks ? std::min(options.most_blocks, grid_blocks) : grid_blocks));
+  std::iota(blocks.begin(), blocks.end(), 0);
   if (options.schedule) std::shuffle(blocks.begin(), blocks.end(), random_);
   for (const int64_t number : blocks) {
     block_number_ = number;
@@ -546,10 +545,11 @@ Report Engine::run(const Shape& shape, const Options& options,
   report.faults = std::move(faults_);
   report.effects = effects_;
   report.counts.blocks = int64_t(blocks.size());
+  report.counts.grid_blocks = grid_blocks;
   report.counts.threads = shape.threads;
   report.counts.shared_bytes = shape.shared_bytes;
   report.counts.sites = sites_.counts();
-  global_.count_sectors(report.counts.dram_sectors_read, report.counts.dram_sectors_written);
+  report.counts.buffers = global_.traffic();
   if (waits_ > 0) {
     report.counts.bytes_in_flight = double(in_flight_at_waits_) / double(waits_) * shape.threads;
   }
@@ -606,7 +606,7 @@ void ldmatrix(uint32_t* r, int matrices, bool transposed, uint32_t row, Site sit
   request.registers = r;
   request.operand = matrices;
   request.flag = transposed;
-  request.value = engine().stale(Planted::kStaleAddress, request.site, row);
+  request.value = engine().stale(Planted::kStaleAddress, request.site, row, true);
   engine().meet(request, State::kAtWarp);
 }
 

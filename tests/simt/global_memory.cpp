@@ -105,14 +105,16 @@ void GlobalMemory::begin_launch() {
   }
 }
 
-void GlobalMemory::count_sectors(int64_t& read, int64_t& written) const {
-  read = written = 0;
+std::vector<BufferTraffic> GlobalMemory::traffic() const {
+  std::vector<BufferTraffic> all;
   for (const Buffer* buffer : buffers_) {
+    BufferTraffic& own = all.emplace_back(BufferTraffic{buffer->name_});
     for (size_t i = 0; i < sector_count(buffer->bytes_); ++i) {
-      read += buffer->sectors_[i] & 1;
-      written += buffer->sectors_[i] >> 1;
+      own.sectors_read += buffer->sectors_[i] & 1;
+      own.sectors_written += buffer->sectors_[i] >> 1;
     }
   }
+  return all;
 }
 
 Buffer* GlobalMemory::find(uintptr_t address, int bytes) {

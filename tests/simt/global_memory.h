@@ -25,8 +25,7 @@ class GlobalMemory {
   void remove(Buffer* buffer);
 
   void begin_launch();
-  // Sums over all buffers.
-  void count_sectors(int64_t& read, int64_t& written) const;
+  std::vector<BufferTraffic> traffic() const;
 
   // The access by `thread`, counted over the whole grid. Zeros are read where nothing can be read.
   std::optional<Problem> read(void* value, const void* source, int bytes);

@@ -129,18 +129,23 @@ PYBIND11_MODULE(_simt, m) {
       .def_readonly("sectors", &SiteCounts::sectors)
       .def_readonly("ragged", &SiteCounts::ragged)
       .def_readonly("flops", &SiteCounts::flops);
+  py::class_<simt::BufferTraffic>(m, "BufferTraffic")
+      .def_readonly("name", &simt::BufferTraffic::name)
+      .def_readonly("sectors_read", &simt::BufferTraffic::sectors_read)
+      .def_readonly("sectors_written", &simt::BufferTraffic::sectors_written);
   py::class_<Counts>(m, "Counts")
       .def_readonly("blocks", &Counts::blocks)
       .def_readonly("threads", &Counts::threads)
       .def_readonly("shared_bytes", &Counts::shared_bytes)
       .def_readonly("sites", &Counts::sites)
-      .def_readonly("dram_sectors_read", &Counts::dram_sectors_read)
-      .def_readonly("dram_sectors_written", &Counts::dram_sectors_written)
+      .def_readonly("grid_blocks", &Counts::grid_blocks)
+      .def_readonly("buffers", &Counts::buffers)
       .def_readonly("bytes_in_flight", &Counts::bytes_in_flight);
   py::class_<Mutation>(m, "Mutation")
       .def_property_readonly("kind", [](const Mutation& mu) { return simt::name(mu.kind); })
       .def_property_readonly(
-          "where", [](const Mutation& mu) { return mu.file + ":" + std::to_string(mu.line); });
+          "where", [](const Mutation& mu) { return mu.file + ":" + std::to_string(mu.line); })
+      .def_readonly("column", &Mutation::column);
   m.def("mutations_of", &simt::mutations_of, py::arg("counts"),
         "Every fault that can be planted into the kernel that the counts are of.");
   py::class_<Report>(m, "Report")
@@ -165,12 +170,12 @@ PYBIND11_MODULE(_simt, m) {
       .def(
           "run",
           [](Session& session, uint64_t schedule, bool detect, bool count, bool arithmetic,
-             const std::vector<int64_t>& blocks, const std::optional<Mutation>& mutation) {
+             int64_t most_blocks, const std::optional<Mutation>& mutation) {
             return session.run({.schedule = schedule,
                                 .detect = detect,
                                 .count = count,
                                 .arithmetic = arithmetic,
-                                .blocks = blocks,
+                                .most_blocks = most_blocks,
                                 .mutation = mutation.value_or(Mutation{})});
           },
           py::kw_only(), py::arg("schedule") = 0, py::arg("detect") = true, py::arg("count") = true,

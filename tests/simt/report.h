@@ -61,13 +61,18 @@ struct SiteCounts {
   int64_t flops = 0;       // issued to tensor cores
 };
 
+// Different sectors of a buffer in the whole launch: what crosses DRAM if each crosses once.
+struct BufferTraffic {
+  std::string name;
+  int64_t sectors_read = 0, sectors_written = 0;
+};
+
 struct Counts {
-  int64_t blocks = 0;
-  int threads = 0, shared_bytes = 0;  // of a block
+  int64_t blocks = 0, grid_blocks = 0;  // that were run, that there are
+  int threads = 0, shared_bytes = 0;    // of a block
   std::vector<SiteCounts> sites;
 
-  // Different sectors in the whole launch: what crosses DRAM if each crosses once.
-  int64_t dram_sectors_read = 0, dram_sectors_written = 0;
+  std::vector<BufferTraffic> buffers;
   // Bytes of a block's asynchronous copies under way when its threads come to a wait: the mean.
   double bytes_in_flight = 0;
 

@@ -72,11 +72,10 @@ struct Shape {
 struct Options {
   // Which lanes and warps and blocks go first. 0: in order; others are random.
   uint64_t schedule = 0;
-  bool detect = true;      // races, uninitialised and pending reads of shared memory
-  bool count = true;       // sectors and wavefronts
-  bool arithmetic = true;  // if not, mma and ldmatrix leave their registers as they are
-  // Linear indices of the blocks to run; empty: all.
-  std::vector<int64_t> blocks = {};
+  bool detect = true;       // races, uninitialised and pending reads of shared memory
+  bool count = true;        // sectors and wavefronts
+  bool arithmetic = true;   // if not, mma and ldmatrix leave their registers as they are
+  int64_t most_blocks = 0;  // run the first ones of the grid only; 0: all
   Mutation mutation = {};
 };
 

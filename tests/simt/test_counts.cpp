@@ -97,8 +97,10 @@ void check_sectors() {
     check(loads.leaf == Leaf::kLoadGlobal && loads.warp_instructions == 4 && loads.ragged == 0,
           name);
     check(loads.sectors == c.sectors && loads.bytes == c.bytes, name);
-    check(report.counts.dram_sectors_read == c.dram, name);
-    check(report.counts.dram_sectors_written == 8, name);
+    const auto& buffers = report.counts.buffers;
+    check(buffers.size() == 2 && buffers[0].name == "x" && buffers[1].name == "y", name);
+    check(buffers[0].sectors_read == c.dram && buffers[0].sectors_written == 0, name);
+    check(buffers[1].sectors_read == 0 && buffers[1].sectors_written == 8, name);
     check(report.counts.warp_instructions(Leaf::kStoreGlobal) == 2, name);
   }
 }
@@ -145,7 +147,7 @@ void check_pipeline() {
   check(counts.warp_instructions(Leaf::kCopyAsync) == 3, "copies");
   check(counts.wavefronts(Leaf::kCopyAsync) == 12, "wavefronts of copies");
   check(counts.wavefronts(Leaf::kLoadShared) == 4 && counts.conflicts() == 3, "of the load");
-  check(counts.sectors() == 3 * 16 + 4 && counts.dram_sectors_read == 16, "sectors");
+  check(counts.sectors() == 3 * 16 + 4 && counts.buffers[0].sectors_read == 16, "sectors");
   // Three stages before the first wait, two before the second.
   check(counts.bytes_in_flight == 2.5 * 512, "in flight");
 }
