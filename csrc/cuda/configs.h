@@ -128,7 +128,7 @@ struct RowstreamPlan {
   int tiles;
   int tile_blocks;
   int channel_blocks;
-  int64_t cost;  // in bytes that the busiest multiprocessor moves
+  int64_t cost;  // rowstream_cost()
 
   constexpr int64_t blocks() const {
     return int64_t(channel_blocks) * strips * row_strips * tile_blocks;
@@ -160,11 +160,19 @@ constexpr bool rowstream_supports(const RowstreamConfig& config, Pass pass, cons
          rowstream_image_bytes(p) <= kMaxTileBytes;
 }
 
-// The cut into `row_strips` strips of lines and `tiles` tiles for a block.
-constexpr RowstreamPlan cut_rowstream(int config_index, Pass pass, const ConvProblem& p,
-                                      int row_strips, int tiles) {
+constexpr int64_t ceil_of(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
+
+// Cuts an image into about `row_strips` strips of lines, and gives a block `tiles` tiles.
+constexpr void cut_blocks(RowstreamPlan& plan, const ConvProblem& p, int row_strips, int tiles) {
+  plan.row_strip = int(ceil_of(plan.lines, row_strips));
+  plan.row_strips = int(ceil_of(plan.lines, plan.row_strip));
+  plan.tiles = tiles;
+  plan.tile_blocks = int(ceil_of(p.N, int64_t(plan.images) * tiles));
+}
+
+// Cuts a problem into tiles and lines, with a block for each tile.
+constexpr RowstreamPlan cut_tiles(int config_index, Pass pass, const ConvProblem& p) {
   const RowstreamConfig& config = kRowstreamConfigs[config_index];
-  const auto parts = [](int64_t whole, int64_t part) { return int((whole + part - 1) / part); };
   const bool fprop = pass == Pass::kFprop;
   RowstreamPlan plan{};
   plan.config = config_index;
@@ -195,43 +203,50 @@ constexpr RowstreamPlan cut_rowstream(int config_index, Pass pass, const ConvPro
   } else {
     plan.images = 1;
     plan.pitch = config.slots();
-    plan.strip = parts(columns, parts(columns, config.slots() - config.halo()));
-    plan.strips = parts(columns, plan.strip);
+    plan.strip = int(ceil_of(columns, ceil_of(columns, config.slots() - config.halo())));
+    plan.strips = int(ceil_of(columns, plan.strip));
   }
   plan.lines = int(lines);
-  plan.row_strip = parts(lines, row_strips);
-  plan.row_strips = parts(lines, plan.row_strip);
-  plan.tiles = tiles;
-  plan.tile_blocks = parts(p.N, int64_t(plan.images) * tiles);
-  plan.channel_blocks = parts(p.C, config.channels);
+  plan.channel_blocks = int(ceil_of(p.C, config.channels));
+  cut_blocks(plan, p, 1, 1);
   return plan;
 }
 
-// The cut that keeps the busiest multiprocessor busy for the shortest time, counted in bytes that
-// pass through it: rows of input and output, and the weights of each block.
+// Bytes that pass through the busiest multiprocessor: rows of input and output, and the weights of
+// each block; more where it has few warps, and so hides less of its latencies.
+constexpr int64_t rowstream_cost(const RowstreamPlan& plan, int sm_count) {
+  constexpr int kStepsToStart = 3;  // until the first rows arrive
+  const RowstreamConfig& config = kRowstreamConfigs[plan.config];
+  const int halo_steps = plan.row_strips > 1 ? config.halo() : 0;
+  const int64_t steps = int64_t(plan.tiles) * (plan.row_strip + halo_steps) + kStepsToStart;
+  // At stride 1 a slot of a step is one pixel in and one out, at stride 2 four and one.
+  const int pixels = config.walk == Walk::kUnitStride ? 2 : 5;
+  const int64_t step_bytes = int64_t(2) * config.channels * plan.images * plan.strip * pixels;
+  const int64_t rounds = ceil_of(plan.blocks(), sm_count);
+  const int64_t bytes = rounds * (steps * step_bytes + config.weight_bytes());
+  const int64_t warps = std::min<int64_t>(rounds, config.blocks_per_sm) * config.warps();
+  return bytes + (warps < 8 ? bytes / 2 : warps < 16 ? bytes / 8 : 0);
+}
+
+// The cheapest cut for a configuration.
 constexpr RowstreamPlan plan_rowstream(int config_index, Pass pass, const ConvProblem& p,
                                        int sm_count) {
-  const RowstreamConfig& config = kRowstreamConfigs[config_index];
-  constexpr int kMostRowStrips = 16;
-  constexpr int kMostTiles = 64;
-  constexpr int kStepsToStart = 3;  // until the first rows arrive
+  constexpr int kMostRowStrips = 64;
+  constexpr int kMostRounds = 8;  // blocks of a multiprocessor
   RowstreamPlan best{};
+  RowstreamPlan plan = cut_tiles(config_index, pass, p);
+  const int64_t all_tiles = plan.tile_blocks;
   for (int row_strips = 1; row_strips <= kMostRowStrips; ++row_strips) {
-    for (int tiles = 1; tiles <= kMostTiles; ++tiles) {
-      RowstreamPlan plan = cut_rowstream(config_index, pass, p, row_strips, tiles);
-      if (plan.row_strips != row_strips) break;
-      const int halo_steps = plan.row_strips > 1 ? config.halo() : 0;
-      const int64_t steps = int64_t(tiles) * (plan.row_strip + halo_steps) + kStepsToStart;
-      // At stride 1 one pixel in and one out for a slot, at stride 2 four and one.
-      const int64_t step_bytes = 2 * config.channels * plan.images * plan.strip *
-                                 (config.walk == Walk::kUnitStride ? 2 : 5);
-      const int64_t rounds = (plan.blocks() + sm_count - 1) / sm_count;
-      plan.cost = rounds * (steps * step_bytes + config.weight_bytes());
-      // A multiprocessor with few warps hides less of its latencies.
-      const int64_t warps = std::min<int64_t>(rounds, config.blocks_per_sm) * config.warps();
-      plan.cost += warps < 8 ? plan.cost / 2 : warps < 16 ? plan.cost / 8 : 0;
+    cut_blocks(plan, p, row_strips, 1);
+    if (plan.row_strips != row_strips) continue;  // the same as with fewer
+    const int64_t blocks_of_tile = plan.blocks() / all_tiles;
+    for (int rounds = 1; rounds <= kMostRounds; ++rounds) {
+      const int64_t wanted = std::max<int64_t>(rounds * sm_count / blocks_of_tile, 1);
+      const int64_t tile_blocks = std::min(wanted, all_tiles);
+      cut_blocks(plan, p, row_strips, int(ceil_of(all_tiles, tile_blocks)));
+      plan.cost = rowstream_cost(plan, sm_count);
       if (best.cost == 0 || plan.cost < best.cost) best = plan;
-      if (plan.tile_blocks == 1) break;
+      if (tile_blocks == all_tiles) break;
     }
   }
   return best;

@@ -1,17 +1,15 @@
-// Row-streaming gradient of x of a grouped 3x3 convolution of stride 2, NHWC, 16 bits (stride 1 is
-// fprop_rowstream_kernel's work).
+// Row-streaming gradient of x of a grouped 3x3 convolution of stride 2, NHWC, 16 bits (at stride 1
+// it is fprop_rowstream_kernel's work).
 //
 //   dx[n, h, w, c] = sum_{r, s, k} dy[n, (h + pad - r) / 2, (w + pad - s) / 2, k] w[k, c, r, s]
-//                    over the r and s for which the quotients are whole
 //
-// Mapping: as in fprop.cuh, but each pixel of dx has 1, 2 or 4 of the nine taps, by the parities of
-// h + pad and w + pad. All four phases come from one row of dy in shared memory: tap row 0 finishes
-// an even row of dx, of which tap row 2 of the row before has been kept in registers, tap row 1 is
-// an odd row on its own; tap columns 0 and 2 make even columns, column 1 the odd ones. A step reads
-// one row of dy and finishes two rows of dx.
-// Supports: as fprop.cuh; the weights are transposed when they are read into registers.
-// Accumulation: float, in fixed order; the same bits in each run. Infinities and NaN keep to their
-// group and to the image (rowstream_exact.cuh).
+// over the r and s for which the quotients are whole: by the parities of h + pad and w + pad a
+// pixel has 1, 2 or 4 of the nine taps. Mapping: as in fprop.cuh. A step reads one row of dy and
+// finishes two rows of dx, all four phases from the one row in shared memory: r = 0 finishes the
+// even row, of which r = 2 of the row before was kept in registers; r = 1 is the odd row; s = 0, 2
+// make even columns and s = 1 odd ones. Supports: as fprop.cuh; the weights are transposed on their
+// way to registers. Sums are float, in a fixed order: the same bits in each run. For Inf and NaN
+// see rowstream_exact.cuh.
 #pragma once
 
 #include "cuda/rowstream_block.cuh"

@@ -1,21 +1,18 @@
-// Row-streaming grouped 3x3 convolution, NHWC, 16 bits.
+// Row-streaming grouped 3x3 convolution, NHWC, 16 bits; dgrad at stride 1 is the same with the taps
+// reversed, the channels exchanged and the padding 2 - pad (WeightOrder, RowstreamArgs).
 //
-//   fprop  y[n, p, q, k]  = bias[k] + sum_{r, s, c} x[n, p stride - pad + r, q stride - pad + s, c]
-//                           w[k, c, r, s]
-//   dgrad  dx at stride 1 is fprop of dy with the taps reversed, channels k and c exchanged and the
-//          padding 2 - pad; all of that is in WeightOrder and RowstreamArgs.
+//   y[n, p, q, k] = bias[k] + sum_{r, s, c} w[k, c, r, s]
+//                             x[n, p stride - pad + r, q stride - pad + s, c]
 //
-// Mapping: a block owns 8 planes (64 channels) and a line of pixel slots: several images side by
-// side, one image, or a strip of its columns. It walks down the rows; each row comes to shared
-// memory once, by cp.async, some stages ahead. A tap is a shift by slots, so an A operand is loaded
-// three times (s = 0, 1, 2) and serves the three output rows that the input row belongs to. Warps
-// share the planes and the slots; a warp keeps its weights in registers for the whole walk, and the
-// sums of the rows that are under way: two at stride 1, one at stride 2. A finished line goes
-// through shared memory and leaves in 16-byte stores during the next step: one barrier for a step.
-// Supports: 4 to 64 channels per group, padding 0 to 2, weights KRSC or KCRS, any bias.
-// Accumulation: float, in fixed order; the same bits in each run. Infinities and NaN keep to their
-// group and to the image (rowstream_exact.cuh).
-// The technique is that of Spio's and CK-Tile's direct kernels; the packing of taps is our own.
+// Mapping: a block owns planes of 8 channels and a line of pixel slots (images side by side, one
+// image, or a strip of its columns), and walks down the rows. Each row comes to shared memory once,
+// some stages ahead; a tap is a shift by slots, so that an operand is loaded three times (s) and
+// serves three output rows (r). Warps share planes and slots. A finished line goes through shared
+// memory and leaves during the next step: one barrier for a step.
+// Registers: a warp's weights for the whole walk, and the sums of the rows under way.
+// Supports: 4 to 64 channels per group, padding 0 to 2, weights KRSC or KCRS. Sums are float, in a
+// fixed order: the same bits in each run. For Inf and NaN see rowstream_exact.cuh.
+// Source: the streaming of rows is that of Spio's kernels for 8 channels per group.
 #pragma once
 
 #include "cuda/rowstream_block.cuh"

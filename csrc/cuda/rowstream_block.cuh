@@ -68,8 +68,8 @@ GC_DEVICE bool clear_nonfinite_weights(uint32_t weights) {
   using T = typename Traits::T;
   bool found = false;
   for_each_weight_piece<Traits>([&](int, int at) {
-    const bool nonfinite = any_nonfinite<T>(device::load_shared_16(weights + at));
-    if (nonfinite) clear_nonfinite<T>(weights + at);
+    const bool nonfinite = Nonfinite<T>::any(device::load_shared_16(weights + at));
+    if (nonfinite) Nonfinite<T>::clear(weights + at);
     found |= nonfinite;
   });
   return found;

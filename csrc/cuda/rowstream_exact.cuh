@@ -52,7 +52,7 @@ GC_DEVICE ExactSum exact_sum(const RowstreamArgs& args, const char* image, int r
       const uint16_t b =
           device::load_global_2(weights + 2 * (k * args.order.by_k + tap * args.order.by_tap));
       sum.value += device::to_float<T>(a) * device::to_float<T>(b);
-      sum.nonfinite_term |= nonfinite_signs<T>(a | uint32_t(b) << 16) != 0;
+      sum.nonfinite_term |= Nonfinite<T>::signs(a | uint32_t(b) << 16) != 0;
     }
   }
   return sum;

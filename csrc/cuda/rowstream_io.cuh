@@ -10,37 +10,37 @@ namespace grouped_conv::cuda {
 // No tile has so many images.
 inline constexpr int kNoImage = 0x7fffffff;
 
-// Exponents that are all ones, and what makes them overflow into the sign.
+// For the two elements of a register: an exponent that is all ones, and what makes it, and no
+// other, overflow into the sign.
 template <typename T>
-inline constexpr uint32_t kExponents = std::is_same_v<T, Float16> ? 0x7c007c00u : 0x7f807f80u;
-template <typename T>
-inline constexpr uint32_t kOverflow = std::is_same_v<T, Float16> ? 0x04000400u : 0x00800080u;
-inline constexpr uint32_t kSigns = 0x80008000u;
+struct Nonfinite {
+  static constexpr bool kHalf = std::is_same_v<T, Float16>;
+  static constexpr uint32_t kExponents = kHalf ? 0x7c007c00u : 0x7f807f80u;
+  static constexpr uint32_t kOverflow = kHalf ? 0x04000400u : 0x00800080u;
+  static constexpr uint32_t kSigns = 0x80008000u;
 
-// In the sign bits: whether the elements of a pair are not finite.
-template <typename T>
-GC_DEVICE uint32_t nonfinite_signs(uint32_t pair) {
-  return ((pair & kExponents<T>)+kOverflow<T>)&kSigns;
-}
+  // In the sign bits: whether the elements are not finite.
+  GC_DEVICE static uint32_t signs(uint32_t pair) {
+    return ((pair & kExponents) + kOverflow) & kSigns;
+  }
 
-// Whether 16 bytes have an element that is not finite. An overflow out of the low element may make
-// the high one seem so too; that changes nothing.
-template <typename T>
-GC_DEVICE bool any_nonfinite(const device::Bytes16& v) {
-  uint32_t signs = 0;
-  GC_UNROLL
-  for (int i = 0; i < 4; ++i) signs |= (v.word[i] + kOverflow<T>)^v.word[i];
-  return (signs & kSigns) != 0;
-}
+  // Whether 16 bytes have an element that is not finite. An overflow out of a low element may make
+  // the high one seem so too; that changes nothing.
+  GC_DEVICE static bool any(const device::Bytes16& v) {
+    uint32_t changed = 0;
+    GC_UNROLL
+    for (int i = 0; i < 4; ++i) changed |= (v.word[i] + kOverflow) ^ v.word[i];
+    return (changed & kSigns) != 0;
+  }
 
-// Zeroes the elements of 16 bytes of shared memory that are not finite.
-template <typename T>
-GC_DEVICE void clear_nonfinite(uint32_t address) {
-  device::Bytes16 v = device::load_shared_16(address);
-  GC_UNROLL
-  for (int i = 0; i < 4; ++i) v.word[i] &= ~((nonfinite_signs<T>(v.word[i]) >> 15) * 0xffffu);
-  device::store_shared_16(address, v);
-}
+  // Zeroes the elements of 16 bytes of shared memory that are not finite.
+  GC_DEVICE static void clear(uint32_t address) {
+    device::Bytes16 v = device::load_shared_16(address);
+    GC_UNROLL
+    for (int i = 0; i < 4; ++i) v.word[i] &= ~((signs(v.word[i]) >> 15) * 0xffffu);
+    device::store_shared_16(address, v);
+  }
+};
 
 // Brings the input of one step after the other into a ring of stages. Padding is written as zeros
 // by the same copies.
@@ -68,9 +68,9 @@ class InputStream {
     for (int i = 0; i < Traits::kPerThread; ++i) {
       const Pixel pixel = pixel_of_slot(args, first_slot + i * Traits::kSlotStep);
       const bool wanted = pixel.in_tile && channel < args.channels;
+      const int image = wanted ? pixel.image : 0;  // beyond the tile the offset might overflow
       const int even = Map::input_column(args, work.slot + pixel.slot, 0);
-      offset_[i] =
-          2 * ((pixel.image * args.input_h * args.input_w + even) * args.channels + channel);
+      offset_[i] = 2 * ((image * args.input_h * args.input_w + even) * args.channels + channel);
       GC_UNROLL
       for (int run = 0; run < Traits::kRuns; ++run) {
         const int column = Map::input_column(args, work.slot + pixel.slot, run);
@@ -115,10 +115,10 @@ class InputStream {
   GC_DEVICE bool clear_nonfinite_of(uint32_t stage) const {
     bool found = false;
     for_each_place([&](uint32_t place) {
-      found |= any_nonfinite<T>(device::load_shared_16(ring_begin_ + stage + place));
+      found |= Nonfinite<T>::any(device::load_shared_16(ring_begin_ + stage + place));
     });
     if (found) {
-      for_each_place([&](uint32_t place) { clear_nonfinite<T>(ring_begin_ + stage + place); });
+      for_each_place([&](uint32_t place) { Nonfinite<T>::clear(ring_begin_ + stage + place); });
     }
     return found;
   }
@@ -198,9 +198,9 @@ class OutputStream {
     for (int i = 0; i < Traits::kPerThread; ++i) {
       const Pixel pixel = pixel_of_slot(args, first_slot + i * Traits::kSlotStep);
       const bool wanted = pixel.in_tile && pixel.slot < args.plan.strip && channel < args.channels;
+      const int image = wanted ? pixel.image : 0;
       const int even = Map::output_column(args, work.slot + pixel.slot, 0);
-      offset_[i] =
-          2 * ((pixel.image * args.output_h * args.output_w + even) * args.channels + channel);
+      offset_[i] = 2 * ((image * args.output_h * args.output_w + even) * args.channels + channel);
       GC_UNROLL
       for (int run = 0; run < Traits::kOutputRuns; ++run) {
         const int column = Map::output_column(args, work.slot + pixel.slot, run);
