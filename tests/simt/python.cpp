@@ -179,7 +179,7 @@ PYBIND11_MODULE(_simt, m) {
                                 .mutation = mutation.value_or(Mutation{})});
           },
           py::kw_only(), py::arg("schedule") = 0, py::arg("detect") = true, py::arg("count") = true,
-          py::arg("arithmetic") = true, py::arg("blocks") = std::vector<int64_t>(),
+          py::arg("arithmetic") = true, py::arg("most_blocks") = 0,
           py::arg("mutation") = py::none(), "A Report for each launch of the pass.");
 
   py::class_<EmulatedKernel>(m, "Kernel")
