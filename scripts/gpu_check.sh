@@ -103,6 +103,9 @@ assert torch.cuda.is_available()"'
 stage tests 100 'python3 -m pytest -q -p no:cacheprovider tests/test_cuda.py --junitxml "$OUT/tests.xml"'
 stage benchmark 90 "$bench --dtype float16 --batch 256 --min-time 0.05 --repeats 10 --json \"\$OUT/benchmark.json\""
 stage golden 30 'python3 scripts/golden_vectors.py "$OUT/golden.npz"'
+stage compare 30 'recorded=tests/golden/sm_$(python3 -c "import torch
+print(*torch.cuda.get_device_capability(), sep=str())").npz
+  [[ -e $recorded ]] || exit 77; python3 scripts/golden_vectors.py --compare "$recorded"'
 stage ncu 60 'command -v ncu || exit 77; ncu --csv --log-file "$OUT/ncu.csv" --clock-control none \
   --kernel-name "regex:rowstream|wgrad_reduce" --metrics gpu__time_duration.sum,\
 dram__bytes_read.sum,dram__bytes_write.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,\

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
 GOLDEN = ROOT / "scripts" / "golden_vectors.py"
 STAGES = [
-    "machine", "build", "import", "tests", "benchmark", "golden", "ncu", "memcheck", "racecheck",
+    "machine", "build", "import", "tests", "benchmark", "golden", "compare", "ncu", "memcheck", "racecheck",
     "initcheck", "batches", "peers", "gates",
 ]  # fmt: skip
 
@@ -102,9 +102,9 @@ def test_missing_profilers_are_skipped(tmp_path: Path):
     done = call("--budget", "60", tmp_path / "out", path=path)
     summary = (tmp_path / "out" / "summary.txt").read_text()
     assert done.returncode == 0
-    for name in ("ncu", "memcheck", "racecheck", "initcheck"):
+    for name in ("compare", "ncu", "memcheck", "racecheck", "initcheck"):
         assert re.search(rf"^{name} +skipped", summary, re.M)
-    assert len(re.findall(r"\bpassed\b", summary)) == len(STAGES) - 4
+    assert len(re.findall(r"\bpassed\b", summary)) == len(STAGES) - 5
 
 
 def golden(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
