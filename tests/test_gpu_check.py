@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
 GOLDEN = ROOT / "scripts" / "golden_vectors.py"
 STAGES = [
-    "machine", "build", "import", "tests", "benchmark", "golden", "compare", "ncu", "memcheck", "racecheck",
-    "initcheck", "batches", "peers", "gates",
+    "machine", "build", "import", "tests", "benchmark", "golden", "compare", "ncu", "memcheck",
+    "racecheck", "initcheck", "batches", "peers", "gates",
 ]  # fmt: skip
 
 
