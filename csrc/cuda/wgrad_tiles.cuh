@@ -35,8 +35,10 @@ class WgradSumLines {
       const device::Bytes8 both{{device::bits_of(sum), device::bits_of(next)}};
       device::store_shared_8(at(line, ci, tap), both);
     } else {
-      device::store_shared_4(at(line, ci, tap), device::bits_of(sum));
-      device::store_shared_4(at(line, ci + 1, tap), device::bits_of(next));
+      // The lanes of one half start with ci, the others with ci + 1: so they meet every bank once.
+      const bool swap = device::lane_index() >= device::kWarpSize / 2;
+      device::store_shared_4(at(line, ci + swap, tap), device::bits_of(swap ? next : sum));
+      device::store_shared_4(at(line, ci + !swap, tap), device::bits_of(swap ? sum : next));
     }
   }
 
