@@ -24,8 +24,8 @@ using TileAccumulators = float[Traits::kTiles][Traits::kSlabs][4];
 
 // A row of input at stride 1, for all tiles of the warp: tap row 2 finishes `older`, tap row 1 goes
 // to `newer`, and tap row 0 begins a sum that takes the place of `older`. The first row of an image
-// has no older outputs of its own: `older` is the last line of the image before, finished already,
-// and `newer` begins.
+// has no older outputs of its own: there `older` is the last line of the image before, finished
+// already.
 template <class Traits>
 GC_DEVICE void unit_stride_row(TileAccumulators<Traits>& older, TileAccumulators<Traits>& newer,
                                const WeightTile<Traits>& weights, const Start<Traits>& start,
@@ -40,10 +40,7 @@ GC_DEVICE void unit_stride_row(TileAccumulators<Traits>& older, TileAccumulators
     for (int i = 0; i < kAtOnce; ++i) {
       tile[i].load(input + (base + i) * kTileBytes, input_of_single + (base + i) * kTileBytes);
     }
-    if (first) {
-      GC_UNROLL
-      for (int i = 0; i < kAtOnce; ++i) start.set(newer[base + i]);
-    } else {
+    if (!first) {
       GC_UNROLL
       for (int i = 0; i < kAtOnce; ++i) accumulate<Traits>(older[base + i], tile[i], weights, 2);
     }
@@ -61,14 +58,13 @@ GC_DEVICE void unit_stride_row(TileAccumulators<Traits>& older, TileAccumulators
 // next one.
 template <class Traits>
 GC_DEVICE void stride_2_rows(TileAccumulators<Traits>& sum, const WeightTile<Traits>& weights,
-                             const Start<Traits>& start, bool first, uint32_t input,
-                             uint32_t input_of_single, uint32_t output) {
+                             const Start<Traits>& start, uint32_t input, uint32_t input_of_single,
+                             uint32_t output) {
   constexpr uint32_t kTileBytes = 16 * 16;
   constexpr uint32_t kRowBytes = Traits::kInputRowBytes;
   GC_UNROLL
   for (int i = 0; i < Traits::kTiles; ++i) {
     const uint32_t offset = i * kTileBytes;
-    if (first) start.set(sum[i]);
     InputTile<Traits> tile;
     tile.load(input + offset, input_of_single + offset);
     accumulate<Traits>(sum[i], tile, weights, 1);
@@ -128,14 +124,19 @@ fprop_rowstream_kernel(GC_GRID_CONSTANT const RowstreamArgs args) {
       unit_stride_row<Traits>(older, newer, weights, start, first, input + stage,
                               input_of_single + stage, output + buffer);
     } else {
-      stride_2_rows<Traits>(older, weights, start, first, input + stage, input_of_single + stage,
+      stride_2_rows<Traits>(older, weights, start, input + stage, input_of_single + stage,
                             output + buffer);
     }
     finished = (first && work.steps.tail && index > 0) || row >= work.steps.lead;
 
     buffer ^= Traits::kLineBytes;
     stage = stage + Traits::kStageBytes == Traits::kRingBytes ? 0 : stage + Traits::kStageBytes;
-    if (++row == work.steps_per_tile()) row = 0;
+    if (++row == work.steps_per_tile()) {
+      row = 0;
+      // What tap row 0 of an image's last row began is of no output.
+      GC_UNROLL
+      for (auto& tile : older) start.set(tile);
+    }
   };
   GC_NO_UNROLL
   for (int i = 0;;) {

@@ -33,12 +33,14 @@ struct Nonfinite {
     return (changed & kSigns) != 0;
   }
 
-  // Zeroes the elements of 16 bytes of shared memory that are not finite.
+  // Zeroes the elements of 16 bytes of shared memory that are not finite. A loop, since it is code
+  // that is hardly ever run in the midst of code that always is.
   GC_DEVICE static void clear(uint32_t address) {
-    device::Bytes16 v = device::load_shared_16(address);
-    GC_UNROLL
-    for (int i = 0; i < 4; ++i) v.word[i] &= ~((signs(v.word[i]) >> 15) * 0xffffu);
-    device::store_shared_16(address, v);
+    GC_NO_UNROLL
+    for (int i = 0; i < 16; i += 4) {
+      const uint32_t pair = device::load_shared_4(address + i);
+      device::store_shared_4(address + i, pair & ~((signs(pair) >> 15) * 0xffffu));
+    }
   }
 };
 
@@ -114,13 +116,29 @@ class InputStream {
   // from the first, and tells whether something was.
   GC_DEVICE bool clear_nonfinite_of(uint32_t stage) const {
     bool found = false;
-    for_each_place([&](uint32_t place) {
-      found |= Nonfinite<T>::any(device::load_shared_16(ring_begin_ + stage + place));
-    });
-    if (found) {
-      for_each_place([&](uint32_t place) { Nonfinite<T>::clear(ring_begin_ + stage + place); });
+    GC_UNROLL
+    for (int row = 0; row < Traits::kRows; ++row) {
+      GC_UNROLL
+      for (int i = 0; i < Traits::kPerThread; ++i) {
+        GC_UNROLL
+        for (int run = 0; run < Traits::kRuns; ++run) {
+          const uint32_t address = ring_begin_ + stage + place(row, run, i);
+          found |= Nonfinite<T>::any(device::load_shared_16(address));
+        }
+      }
     }
-    return found;
+    if (!found) return false;
+    GC_NO_UNROLL
+    for (int row = 0; row < Traits::kRows; ++row) {
+      GC_NO_UNROLL
+      for (int i = 0; i < Traits::kPerThread; ++i) {
+        GC_NO_UNROLL
+        for (int run = 0; run < Traits::kRuns; ++run) {
+          Nonfinite<T>::clear(ring_begin_ + stage + place(row, run, i));
+        }
+      }
+    }
+    return true;
   }
 
  private:
@@ -130,18 +148,6 @@ class InputStream {
     for (int i = device::thread_index(); i < kPlanesInAll * Traits::kHalo; i += Traits::kThreads) {
       const uint32_t plane = stages + i / Traits::kHalo * Traits::kInputPlaneBytes;
       device::store_shared_16(plane + (Traits::kSlots + i % Traits::kHalo) * 16, {});
-    }
-  }
-
-  template <typename Function>
-  GC_DEVICE static void for_each_place(const Function& function) {
-    GC_UNROLL
-    for (int row = 0; row < Traits::kRows; ++row) {
-      GC_UNROLL
-      for (int i = 0; i < Traits::kPerThread; ++i) {
-        GC_UNROLL
-        for (int run = 0; run < Traits::kRuns; ++run) function(place(row, run, i));
-      }
     }
   }
 
