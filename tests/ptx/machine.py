@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ptx.copies import AsyncCopies
 from ptx.parser import Instruction, Kernel, Unsupported
 from ptx.types import UNSIGNED, Array, Mnemonic, Type, raw_bits, typed
 
@@ -145,11 +146,13 @@ class Machine:
             for name, kind in kernel.registers.items()
         }
         self.special = self._special_registers(grid, block)
-        self.parameters = np.frombuffer(arguments, np.uint8).copy()
+        # Whole words of the widest load.
+        self.parameters = np.frombuffer(arguments + bytes(-len(arguments) % 16), np.uint8)
         self.shared_size = kernel.static_shared + dynamic_shared
         # Poisoned: what is read before it was written becomes NaN or a wild address.
         self.shared_stride = -(-max(self.shared_size, 1) // 128) * 128
         self.shared = np.full(self.blocks * self.shared_stride, 0xFF, np.uint8)
+        self.copies = AsyncCopies(self)
 
     def _special_registers(
         self, grid: tuple[int, int, int], block: tuple[int, int, int]

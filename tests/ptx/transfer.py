@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ptx.copies import COPY_BYTES, AsyncCopies
 from ptx.machine import SHARED_WINDOW, Fault, Lanes, Machine, Step, decoder
 from ptx.parser import Instruction, Unsupported
 from ptx.types import B32, U32, U64, UNSIGNED, Array, Mnemonic, Type
@@ -45,11 +45,8 @@ def address_type(space: str, operand: str, machine: Machine) -> Type:
     """Addresses of shared memory and parameters may be in 32-bit registers."""
     base = operand.strip("[] ").partition("+")[0].strip()
     register = machine.registers.get(base)
-    return (
-        U64
-        if register is not None and register.dtype == np.uint64
-        else (U32 if space != "global" else U64)
-    )
+    long = space == "global" or (register is not None and register.dtype == np.uint64)
+    return U64 if long else U32
 
 
 def shared_bytes(machine: Machine, lanes: Lanes, address: Array, size: int, what: str) -> Array:
@@ -70,11 +67,9 @@ def access(
         return machine.memory.words(1), address
     if space == "shared":
         return machine.shared, shared_bytes(machine, lanes, address, size, what)
-    if (address < 0).any() or (address + size > machine.parameters.size).any():
+    if (address < 0).any() or (address + size > machine.kernel.parameter_bytes).any():
         raise Fault(f"{what}: out of bounds of the parameters")
-    padded = np.zeros(-(-machine.parameters.size // 16) * 16, np.uint8)
-    padded[: machine.parameters.size] = machine.parameters
-    return padded, address
+    return machine.parameters, address
 
 
 def _parts(m: Mnemonic) -> tuple[Type, int]:
@@ -145,80 +140,6 @@ def _(machine: Machine, instruction: Instruction) -> Step:
 # Asynchronous copies -----------------------------------------------------------------------------
 
 
-@dataclass
-class _Copy:
-    """Copies in flight: one per lane."""
-
-    lanes: Array
-    group: Array
-    target: Array
-    source: Array
-    size: Array
-
-
-class AsyncCopies:
-    """cp.async: the data lands when a wait demands it, and the target is poisoned until then."""
-
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-        self.committed = np.zeros(machine.count, np.int64)
-        self.flying: list[_Copy] = []
-
-    def start(self, lanes: Lanes, target: Array, source: Array, size: Array, width: int) -> None:
-        words = self.machine.shared.reshape(-1, width)
-        words[target // width] = 0xFF
-        ids = self.machine.lane[lanes]
-        self.flying.append(_Copy(ids, self.committed[ids], target, source, size))
-
-    def commit(self, lanes: Lanes) -> None:
-        self.committed[lanes] += 1
-
-    def wait(self, lanes: Lanes, allowed: int | None) -> None:
-        """Land all but the last ``allowed`` groups of some lanes; None: also what no group has."""
-        waits = np.zeros(self.machine.count, np.bool_)
-        waits[lanes] = True
-        still = []
-        for copy in self.flying:
-            due = waits[copy.lanes]
-            if allowed is not None:
-                due = due & (copy.group < self.committed[copy.lanes] - allowed)
-            if due.all():
-                self.land(copy)
-            elif due.any():
-                self.land(_select(copy, due))
-                still.append(_select(copy, ~due))
-            else:
-                still.append(copy)
-        self.flying = still
-
-    def land(self, copy: _Copy) -> None:
-        source, shared = self.machine.memory.words(1), self.machine.shared
-        width = self.width
-        offset = np.arange(width)
-        inside = offset < copy.size[:, None]
-        taken = source[np.where(inside, copy.source[:, None] + offset, 0)]
-        shared.reshape(-1, width)[copy.target // width] = np.where(inside, taken, 0)
-
-    width = 16
-
-
-def _select(copy: _Copy, chosen: Array) -> _Copy:
-    return _Copy(
-        copy.lanes[chosen],
-        copy.group[chosen],
-        copy.target[chosen],
-        copy.source[chosen],
-        copy.size[chosen],
-    )
-
-
-def _copies(machine: Machine) -> AsyncCopies:
-    """The copies of a launch; made when the first instruction needs them."""
-    if not hasattr(machine, "copies"):
-        machine.copies = AsyncCopies(machine)  # type: ignore[attr-defined]
-    return machine.copies  # type: ignore[attr-defined,no-any-return]
-
-
 @decoder("cp")
 def _(machine: Machine, instruction: Instruction) -> Step:
     m = Mnemonic(instruction.opcode)
@@ -228,7 +149,7 @@ def _(machine: Machine, instruction: Instruction) -> Step:
     )  # fmt: skip
     if "async" not in given:
         raise Unsupported(instruction.opcode)
-    copies = _copies(machine)
+    copies = machine.copies
     if "commit_group" in given:
         return copies.commit
     if "wait_all" in given:
@@ -242,7 +163,7 @@ def _(machine: Machine, instruction: Instruction) -> Step:
 def _start_copy(machine: Machine, instruction: Instruction, copies: AsyncCopies) -> Step:
     target_operand, source_operand, width_text, *rest = instruction.operands
     width = int(width_text)
-    if width != copies.width or len(rest) > 1:
+    if width != COPY_BYTES or len(rest) > 1:
         raise Unsupported(f"{instruction}: copies of other than 16 bytes")
     target_type = address_type("shared", target_operand, machine)
     target = machine.address(target_operand, target_type)
@@ -259,6 +180,6 @@ def _start_copy(machine: Machine, instruction: Instruction, copies: AsyncCopies)
         if (at[reads] % width).any():
             raise Fault("cp.async: misaligned source")
         machine.memory.check_bounds(at[reads], count[reads], "cp.async")
-        copies.start(lanes, to, at, count, width)
+        copies.start(lanes, to, at, count)
 
     return start
