@@ -11,10 +11,12 @@ from typing import Any
 import emulator
 import pytest
 import torch
+from cuda_counts import Row
 from emulator import Operands, Outcome
 from torch import Tensor
 
 from grouped_conv import reference
+from grouped_conv.bench.problems import network
 from grouped_conv.problem import PASSES, ConvProblem
 
 pytestmark = pytest.mark.once
@@ -78,14 +80,16 @@ def wrong(kernel: Any, p: ConvProblem, operands: Operands, outcome: Outcome) -> 
     """What is wrong with an outcome, in words; empty if nothing is."""
     if outcome.faults:
         return outcome.faults
-    expected = emulator.exact(kernel.pass_name, p, operands)
+    expected, got = emulator.exact(kernel.pass_name, p, operands), outcome.output.double()
     # float32 sums, one rounding of the result, and the smallest numbers of float16.
     allowed = emulator.magnitude(kernel.pass_name, p, operands) * 2.0**-20
     allowed += expected.abs() * ROUNDING[kernel.dtype] + 2.0**-25
-    error = (outcome.output.double() - expected).abs()
-    if bool((error <= allowed).all()):
+    right = ((got - expected).abs() <= allowed) & expected.isfinite()
+    right |= (got == expected) | (got.isnan() & expected.isnan())
+    if bool(right.all()):
         return ""
-    return f"{int((~(error <= allowed)).sum())} of {error.numel()} wrong, by {float(error.max())}"
+    place = tuple((~right).nonzero()[0].tolist())
+    return f"{int((~right).sum())} wrong, at {place} {got[place]} instead of {expected[place]}"
 
 
 @pytest.mark.parametrize("name", SELF_TESTS)
@@ -195,39 +199,104 @@ def test_non_finite_values_stay_where_they_belong(
                     },
                 )
                 outcome = emulator.run(kernel, p, bad, sm_count=1)
-                assert not outcome.faults
-                expected = emulator.exact(pass_name, p, bad)
-                got = outcome.output.double()
                 where = f"{kernel.name}: {value} in {name}, places from {first}"
-                assert torch.equal(got.isnan(), expected.isnan()), where
-                infinite = expected.isinf()
-                assert torch.equal(got[infinite], expected[infinite]), where
-                untouched = expected.isfinite()
+                assert not (problems := wrong(kernel, p, bad, outcome)), f"{where}: {problems}"
+                untouched = emulator.exact(pass_name, p, bad).isfinite()
                 same = outcome.output[untouched] == clean.output[untouched]
-                assert bool(same.all()), f"{where}: finite results changed"
+                assert bool(same.all()), f"{where}: results changed that it does not reach"
 
 
+# Faults that change nothing, by the beginning of the line that they are planted in.
+HARMLESS = {
+    # Nothing is under way any more; the wait says so to the reader.
+    "drop": ("device::cp_async_wait<0>();",),
+    "weaken wait": ("device::cp_async_wait<0>();",),
+    # A finite output is recomputed as well, and comes out right.
+    "ignore predicate": ("device::store_global_2(",),
+    # The Inf that is overlooked spoils what is recomputed because of another.
+    # Another output's bias, added to an infinity.
+    "stale address": ("const bool nonfinite = Nonfinite<T>::any(device::load_shared_16(weights",),
+    "stale pointer": ("ExactSum sum{device::to_float<T>(device::load_global_2(bias",),
+}
+
+
+def source(where: str) -> str:
+    """The line of a kernel's source."""
+    file, line = where.split(":")
+    (path,) = (emulator.ROOT / "csrc" / "cuda").rglob(file)
+    return path.read_text().splitlines()[int(line) - 1].strip()
+
+
+# Kernels of their own; dgrad at stride 1 is the kernel of fprop.
 FAMILIES = [
     (pass_name, c_per_group, stride)
     for pass_name, c_per_group, stride in COMBINATIONS
-    if c_per_group in (4, 16, 64)
+    if c_per_group in (4, 16) and (pass_name, stride) != ("dgrad", 1)
 ]
 
 
 @pytest.mark.parametrize(("pass_name", "c_per_group", "stride"), FAMILIES)
 def test_planted_faults_are_noticed(pass_name: str, c_per_group: int, stride: int):
     """One fault at each call of a leaf in the kernel's source: a report or a wrong result."""
-    p = problem(c_per_group, stride, 2, 7, 9, (1, 1), 1, 1)
-    (kernel,) = kernels_for(pass_name, c_per_group, stride, "float16")
-    operands = Operands.random(p, torch.float16, bias=True)
-    right = emulator.run(kernel, p, operands, sm_count=1)
-    assert not wrong(kernel, p, operands, right)
-    faults = [m for launch in right.launches for m in emulator.module().mutations_of(launch.counts)]
-    effective, missed = 0, []
-    for fault in faults:
-        outcome = emulator.run(kernel, p, operands, sm_count=1, mutation=fault)
-        effective += outcome.effects > 0
-        if outcome.effects and not wrong(kernel, p, operands, outcome):
-            missed.append(f"{fault.kind} at {fault.where}")
-    assert effective >= 20
-    assert missed == []
+    kernel = kernels_for(pass_name, c_per_group, stride, "float16")[0]
+    # What fprop and dgrad do about Inf is the same source at 16 channels per group as at 4, and
+    # takes long there; without Inf it makes no difference which addresses are looked at for Inf.
+    with_inf = c_per_group == 4 or pass_name == "wgrad"
+    # One block walks over everything, then meets Inf as well; many blocks share the work.
+    full_line = (6, 27) if stride == 1 else (8, 58)
+    one = problem(c_per_group, stride, 2, *(full_line if with_inf else (6, 7)), (1, 1), 1, 0)
+    many = problem(c_per_group, stride, 2, 14, 6, (1, 1), 1, 0)
+    clean = Operands.random(one, torch.float16, bias=True)
+    infinite = Operands.random(one, torch.float16, bias=True)
+    for t in (infinite.x, infinite.y):
+        t.view(-1)[:: t.numel() // 5] = t.view(-1)[-1] = math.inf
+    infinite.w.view(-1)[-1] = math.inf
+    cases = [
+        (one, clean, 1),
+        *([(one, infinite, 1)] if with_inf else []),
+        (many, Operands.random(many, torch.float16, bias=False), 132),
+    ]
+    missed: dict[Any, bool] = {}
+    for p, given, sm_count in cases:
+        right = emulator.run(kernel, p, given, sm_count=sm_count)
+        assert not wrong(kernel, p, given, right)
+        for launch in right.launches:
+            for fault in emulator.module().mutations_of(launch.counts):
+                key = (fault.kind, fault.where, fault.column)
+                if missed.get(key) is False or (fault.kind == "stale address" and not with_inf):
+                    continue
+                outcome = emulator.run(kernel, p, given, sm_count=sm_count, mutation=fault)
+                if outcome.effects:
+                    missed[key] = not wrong(kernel, p, given, outcome)
+    assert len(missed) >= 20
+    unexpected = [
+        f"{kind} at {where}: {source(where)}"
+        for (kind, where, _), unnoticed in missed.items()
+        if unnoticed and not source(where).startswith(HARMLESS.get(kind, ("none",)))
+    ]
+    assert unexpected == []
+
+
+# One row of each pass: layers of 4, 8 and 16 channels per group.
+UNIT_STRIDE = [layer for layer in network("resnext50") if layer.stride == 1]
+COUNTED = [Row(layer, name, 64) for layer, name in zip(UNIT_STRIDE, PASSES, strict=False)]
+
+
+@pytest.mark.parametrize("row", COUNTED, ids=lambda row: f"{row.pass_name} {row.layer}")
+def test_table_of_counts_is_up_to_date(row: Row):
+    """docs/cuda-counts.md against the kernels: print it anew after a change to one of them."""
+    table = (emulator.ROOT / "docs" / "cuda-counts.md").read_text()
+    printed = [cell.strip() for cell in row.cells()]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert printed in rows
+
+
+@pytest.mark.parametrize("row", COUNTED, ids=lambda row: f"{row.pass_name} {row.layer}")
+def test_traffic_is_what_it_must_be(row: Row):
+    c_per_group = row.layer.C // row.layer.G
+    assert row.dram_sectors <= (1.2 if row.pass_name == "wgrad" else 1.05) * row.min_sectors
+    assert row.mma <= (3.1 if c_per_group == 4 else 1.3)
+    assert row.kilobytes_in_flight >= 16
+    assert row.filled >= 0.9
+    times = row.times()
+    assert max(times, key=lambda name: times[name]) == "DRAM"
