@@ -11,6 +11,7 @@
 #include "build_info.h"
 #include "cpu/cpu_info.h"
 #include "cpu/kernels.h"
+#include "cuda/heuristics.h"
 
 namespace py = pybind11;
 
@@ -51,16 +52,81 @@ std::vector<std::string> compiled_isas() {
 }
 
 // Extents in the order of ConvProblem::make.
-std::optional<std::string> direct_refusal(const std::vector<int64_t>& e, const std::string& dtype) {
+ConvProblem problem_of(const std::vector<int64_t>& e) {
+  if (e.size() != 14) throw std::invalid_argument("expected 14 extents");
+  return ConvProblem::make(e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7], e[8], e[9], e[10], e[11],
+                           e[12], e[13]);
+}
+
+std::optional<std::string> direct_refusal(const std::vector<int64_t>& extents,
+                                          const std::string& dtype) {
   const std::map<std::string, cpu::DType> dtypes = {{"float32", cpu::DType::kFloat32},
                                                     {"bfloat16", cpu::DType::kBFloat16},
                                                     {"float16", cpu::DType::kFloat16},
                                                     {"float64", cpu::DType::kFloat64}};
-  if (e.size() != 14) throw std::invalid_argument("expected 14 extents");
-  const ConvProblem p = ConvProblem::make(e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7], e[8],
-                                          e[9], e[10], e[11], e[12], e[13]);
-  const char* reason = cpu::direct_refusal(p, dtypes.at(dtype));
+  const char* reason = cpu::direct_refusal(problem_of(extents), dtypes.at(dtype));
   return reason != nullptr ? std::optional<std::string>(reason) : std::nullopt;
+}
+
+// The CUDA kernels' tables are plain C++: they are known where none is built, too.
+
+const std::map<std::string, Pass> kPasses = {
+    {"fprop", Pass::kFprop}, {"dgrad", Pass::kDgrad}, {"wgrad", Pass::kWgrad}};
+
+std::vector<py::dict> cuda_kernels() {
+  std::vector<py::dict> kernels;
+  const auto add = [&](const char* name, std::vector<std::string> passes, const auto& config,
+                       int stride) {
+    py::dict kernel;
+    kernel["name"] = name;
+    kernel["passes"] = passes;
+    kernel["c_per_group"] = config.c_per_group;
+    kernel["stride"] = stride;
+    kernel["threads"] = config.threads();
+    kernel["shared_bytes"] = config.shared_bytes();
+    kernel["blocks_per_sm"] = config.blocks_per_sm;
+    kernels.push_back(kernel);
+  };
+  for (const cuda::RowstreamConfig& config : cuda::kRowstreamConfigs) {
+    std::vector<std::string> passes;
+    const int stride = config.walk == cuda::Walk::kUnitStride ? 1 : 2;
+    for (const auto& [name, pass] : kPasses) {
+      if (cuda::rowstream_runs(config.walk, pass, stride)) passes.push_back(name);
+    }
+    add(config.name, passes, config, stride);
+  }
+  for (const cuda::WgradConfig& config : cuda::kWgradConfigs) {
+    add(config.name, {"wgrad"}, config, config.stride);
+  }
+  return kernels;
+}
+
+std::optional<std::string> rowstream_refusal(const std::string& pass,
+                                             const std::vector<int64_t>& extents,
+                                             const std::string& dtype) {
+  const std::map<std::string, cuda::DType> dtypes = {{"float32", cuda::DType::kFloat32},
+                                                     {"bfloat16", cuda::DType::kBFloat16},
+                                                     {"float16", cuda::DType::kFloat16},
+                                                     {"float64", cuda::DType::kFloat64}};
+  const char* reason =
+      cuda::rowstream_refusal(kPasses.at(pass), problem_of(extents), dtypes.at(dtype));
+  return reason != nullptr ? std::optional<std::string>(reason) : std::nullopt;
+}
+
+py::dict plan_fast(const std::string& pass, const std::vector<int64_t>& extents, int sm_count) {
+  const ConvProblem problem = problem_of(extents);
+  if (cuda::rowstream_refusal(kPasses.at(pass), problem, cuda::DType::kFloat16) != nullptr) {
+    throw std::invalid_argument("the row-streaming kernels do not take this problem");
+  }
+  if (sm_count < 1) throw std::invalid_argument("expected a positive number of multiprocessors");
+  const cuda::FastPlan plan = cuda::plan_fast(kPasses.at(pass), problem, {sm_count});
+  py::dict dict;
+  dict["name"] = plan.name;
+  dict["blocks"] = plan.blocks;
+  dict["threads"] = plan.threads;
+  dict["shared_bytes"] = plan.shared_bytes;
+  dict["workspace_bytes"] = plan.workspace_bytes;
+  return dict;
 }
 
 }  // namespace
@@ -81,6 +147,15 @@ PYBIND11_MODULE(_C, m) {
       "direct_refusal", &grouped_conv::direct_refusal, py::arg("extents"), py::arg("dtype"),
       "Why the direct CPU kernels do not take a problem (N, C, H, W, K, R, S, G, padding, stride, "
       "dilation, flat), or None.");
+  m.def("cuda_kernels", &grouped_conv::cuda_kernels,
+        "Configurations of the row-streaming CUDA kernels, those of fprop and dgrad first.");
+  m.def("rowstream_refusal", &grouped_conv::rowstream_refusal, py::arg("which"), py::arg("extents"),
+        py::arg("dtype"),
+        "Why the row-streaming CUDA kernels do not take a pass (fprop, dgrad, wgrad) of a problem, "
+        "extents as in direct_refusal, with NHWC operands; or None.");
+  m.def("plan_fast", &grouped_conv::plan_fast, py::arg("which"), py::arg("extents"),
+        py::arg("sm_count"),
+        "Kernel, grid and workspace of a pass that rowstream_refusal does not refuse.");
   m.def("output_extent", &grouped_conv::ConvProblem::output_extent, py::arg("size"),
         py::arg("kernel"), py::arg("padding"), py::arg("stride"), py::arg("dilation"),
         "Output extent of one spatial dimension, zero or less where the dilated kernel does not "

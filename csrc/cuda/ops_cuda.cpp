@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "checks.h"
+#include "cuda/heuristics.h"
 #include "cuda/launch.h"
 
 namespace grouped_conv::cuda {
@@ -46,21 +47,65 @@ Tensor allocate(const IntList& sizes, const Tensor& like, bool channels_last) {
       channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
-void run(Pass pass, const ConvProblem& problem, const Tensor& x, const Tensor& w, const Tensor& y,
+bool is_aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0; }
+
+// Whether a weight is dense [K, R, S, C/G] or [K, C/G, R, S].
+bool is_dense_weight(const Tensor& w) {
+  const auto size = w.sizes(), stride = w.strides();
+  const bool krsc = stride[1] == 1 && stride[3] == size[1] && stride[2] == size[3] * size[1] &&
+                    stride[0] == size[2] * size[3] * size[1];
+  return krsc || w.is_contiguous();
+}
+
+// An operand as the row-streaming kernels read it: the same values, dense and aligned.
+Tensor readable(const Tensor& t, MemoryFormat format) {
+  Tensor dense = torch::stable::contiguous(t, format);
+  if (is_aligned(dense)) return dense;
+  return torch::stable::clone(dense);
+}
+
+Tensor readable_weight(const Tensor& w) {
+  return is_dense_weight(w) && is_aligned(w) ? w : readable(w, MemoryFormat::Contiguous);
+}
+
+// Compute the one of x, w and y that the pass writes.
+void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y,
          const std::optional<Tensor>& bias = std::nullopt) {
   const auto device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  const DType dtype = dtype_of(x);
+  const bool fast = suggests_channels_last(x) && rowstream_refusal(pass, problem, dtype) == nullptr;
+  if (fast) {
+    // What the pass writes is fresh, hence dense and aligned already.
+    if (pass != Pass::kDgrad) x = readable(x, MemoryFormat::ChannelsLast);
+    if (pass != Pass::kWgrad) w = readable_weight(w);
+    if (pass != Pass::kFprop) y = readable(y, MemoryFormat::ChannelsLast);
+  }
   const PassArgs args{pass,
                       problem,
-                      dtype_of(x),
+                      dtype,
                       operand(x),
                       operand(w),
                       operand(y),
                       bias ? bias->data_ptr() : nullptr,
                       bias ? bias->stride(0) : 0};
-  STD_CUDA_CHECK(static_cast<cudaError_t>(launch_simple(args, stream)));
+  if (!fast) {
+    STD_CUDA_CHECK(static_cast<cudaError_t>(launch_simple(args, stream)));
+    return;
+  }
+  DeviceTraits traits{};
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&traits.sm_count, cudaDevAttrMultiProcessorCount, device));
+  const FastPlan plan = plan_fast(pass, problem, traits);
+  // The allocator hands memory out again in the order of the stream: freeing it here is safe.
+  std::optional<Tensor> workspace;
+  if (plan.workspace_bytes > 0) {
+    workspace =
+        torch::stable::empty({{plan.workspace_bytes}}, ScalarType::Byte, std::nullopt, x.device());
+  }
+  void* scratch = workspace ? workspace->data_ptr() : nullptr;
+  STD_CUDA_CHECK(static_cast<cudaError_t>(launch_fast(args, plan, scratch, stream)));
 }
 
 Tensor fprop(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, IntList stride,

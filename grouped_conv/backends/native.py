@@ -19,6 +19,11 @@ ISAS = ("avx512bf16", "avx512", "avx2", "portable")
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _DIRECT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_ROWSTREAM_DTYPES = (torch.float16, torch.bfloat16)
+_ROWSTREAM_CHANNELS = (4, 8, 16, 32, 64)
+
+CUDA_VARIABLE = "GROUPED_CONV_CUDA_AUTO"
+"""Set to 1, the row-streaming CUDA kernels are chosen automatically, before they were measured."""
 
 Unsuited = Callable[[int], bool]
 
@@ -56,6 +61,7 @@ if (_cap := os.environ.get(ISA_VARIABLE)) is not None and _cap not in ISAS:
     )
 
 _ISA = _C.cpu_isa()
+_CUDA_AUTO = os.environ.get(CUDA_VARIABLE) == "1"
 
 
 def unavailable() -> str | None:
@@ -86,6 +92,33 @@ def _no_direct(query: Query) -> str | None:
     return None
 
 
+def _no_rowstream(query: Query) -> str | None:
+    """Why the row-streaming CUDA kernels do not take a pass.
+
+    Mirrors ``rowstream_refusal`` in C++, as far as it does not depend on batch and image.
+    """
+    if not query.channels_last:
+        return "the row-streaming kernels are for channels_last tensors"
+    if query.dtype not in _ROWSTREAM_DTYPES:
+        return "the row-streaming kernels compute in 16 bits"
+    if query.kernel_size != (3, 3):
+        return "the row-streaming kernels are for 3x3 filters"
+    if query.dilation != (1, 1):
+        return "the row-streaming kernels are for dilation 1"
+    if query.stride not in ((1, 1), (2, 2)):
+        return "the row-streaming kernels are for strides 1 and 2, equal in both directions"
+    if max(query.padding) > 2:
+        return "the row-streaming kernels are for paddings up to 2"
+    if query.c_per_group != query.k_per_group or query.c_per_group not in _ROWSTREAM_CHANNELS:
+        return (
+            "the row-streaming kernels are for 4, 8, 16, 32 or 64 channels per group, in and out "
+            "alike"
+        )
+    if query.groups * query.c_per_group % 8:
+        return "the row-streaming kernels are for a multiple of 8 channels"
+    return None
+
+
 def _uses_winograd(query: Query) -> bool:
     """Whether a direct kernel uses Winograd's F(2x2, 3x3); mirrors ``uses_winograd`` in C++."""
     return (
@@ -100,7 +133,14 @@ def prefers(query: Query) -> str | None:
     if query.groups == 1:
         return "one group is a dense convolution, which ATen does well"
     if query.device == "cuda":
-        return "the CUDA kernels are plain loops, cuDNN is faster"
+        if reason := _no_rowstream(query):
+            return f"{reason}, cuDNN is faster than plain loops"
+        if not _CUDA_AUTO:
+            return (
+                "the row-streaming kernels have not been measured against cuDNN on a GPU yet "
+                f"({CUDA_VARIABLE}=1 lets them be chosen)"
+            )
+        return None
     if reason := _no_direct(query):
         return f"{reason}, ATen is faster than plain loops"
     return _faster_in_aten(query)
@@ -134,7 +174,8 @@ def _faster_in_aten(query: Query) -> str | None:
 def kernel(query: Query) -> str:
     dtype = dtype_name(query.dtype)
     if query.device == "cuda":
-        return f"{query.pass_name}_simple_{dtype}_cuda"
+        algorithm = "simple" if _no_rowstream(query) else "rowstream"
+        return f"{query.pass_name}_{algorithm}_{dtype}_cuda"
     if _no_direct(query) is None:
         algorithm = "winograd" if _uses_winograd(query) else "direct"
         return f"{query.pass_name}_{algorithm}_{dtype}_{_ISA}"

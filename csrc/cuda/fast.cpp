@@ -1,0 +1,18 @@
+// From a plan to the launchers of the two kernel families.
+#include "cuda/heuristics.h"
+#include "cuda/launch.h"
+#include "cuda/rowstream_launch.h"
+#include "cuda/wgrad_launch.h"
+
+namespace grouped_conv::cuda {
+
+int launch_fast(const PassArgs& args, const FastPlan& plan, void* workspace, void* stream) {
+  if (args.pass == Pass::kWgrad) {
+    const bool channels_last = args.w.strides[1] == 1;
+    return launch_wgrad(args.problem, args.dtype, plan.wgrad, args.x.data, args.y.data, workspace,
+                        args.w.data, channels_last, stream);
+  }
+  return launch_rowstream(args, plan.rowstream, stream);
+}
+
+}  // namespace grouped_conv::cuda

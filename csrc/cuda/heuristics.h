@@ -1,0 +1,115 @@
+// Which of the row-streaming kernels computes a pass of a problem, and how it is cut up: a pure
+// function of the problem and the GPU. Plain C++ without CUDA, so that it is tested without a GPU
+// and tells Python which kernel would run.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <iterator>
+
+#include "cuda/configs.h"
+#include "cuda/launch.h"
+#include "cuda/wgrad_configs.h"
+#include "problem.h"
+
+namespace grouped_conv::cuda {
+
+// What a choice depends on beside the problem. Shared memory is not among it: every configuration
+// fits the least that a block can have from compute capability 8.0 on.
+struct DeviceTraits {
+  int sm_count;
+};
+
+inline constexpr int kSharedBytesOfBlock = 99 * 1024;  // 8.6, 8.9 and 12.0; others have more
+
+namespace detail {
+
+constexpr bool all_fit_shared_memory() {
+  for (const RowstreamConfig& c : kRowstreamConfigs) {
+    if (c.shared_bytes() > kSharedBytesOfBlock) return false;
+  }
+  for (const WgradConfig& c : kWgradConfigs) {
+    if (c.shared_bytes() > kSharedBytesOfBlock) return false;
+  }
+  return true;
+}
+static_assert(all_fit_shared_memory());
+
+}  // namespace detail
+
+inline bool has_wgrad_config(const ConvProblem& p) {
+  return std::any_of(std::begin(kWgradConfigs), std::end(kWgradConfigs),
+                     [&](const WgradConfig& c) { return wgrad_supports(c, p); });
+}
+
+inline bool has_rowstream_config(Pass pass, const ConvProblem& p) {
+  return std::any_of(std::begin(kRowstreamConfigs), std::end(kRowstreamConfigs),
+                     [&](const RowstreamConfig& c) { return rowstream_supports(c, pass, p); });
+}
+
+// Why the row-streaming kernels do not compute a pass; nullptr: they do. The operands are taken to
+// be NHWC. What does not depend on the batch and the image is mirrored in backends/native.py.
+inline const char* rowstream_refusal(Pass pass, const ConvProblem& p, DType dtype) {
+  if (dtype != DType::kFloat16 && dtype != DType::kBFloat16) {
+    return "the row-streaming kernels compute in 16 bits";
+  }
+  if (p.R != 3 || p.S != 3) return "the row-streaming kernels are for 3x3 filters";
+  if (p.dilation_h != 1 || p.dilation_w != 1) {
+    return "the row-streaming kernels are for dilation 1";
+  }
+  if (p.stride_h != p.stride_w || p.stride_h > 2) {
+    return "the row-streaming kernels are for strides 1 and 2, equal in both directions";
+  }
+  if (p.pad_h > 2 || p.pad_w > 2) {
+    return "the row-streaming kernels are for paddings up to 2";
+  }
+  const int64_t c = p.c_per_group();
+  if (c != p.k_per_group() || (c != 4 && c != 8 && c != 16 && c != 32 && c != 64)) {
+    return "the row-streaming kernels are for 4, 8, 16, 32 or 64 channels per group, in and out "
+           "alike";
+  }
+  if (p.C % 8 != 0) return "the row-streaming kernels are for a multiple of 8 channels";
+  if (pass == Pass::kWgrad ? !has_wgrad_config(p) : !has_rowstream_config(pass, p)) {
+    return "the row-streaming kernels are for images and batches that have pixels, and for images "
+           "below 2 GiB";
+  }
+  return nullptr;
+}
+
+// How the row-streaming kernels compute a pass.
+struct FastPlan {
+  const char* name;
+  int64_t workspace_bytes;
+  int64_t blocks;
+  int threads;
+  int shared_bytes;
+  RowstreamPlan rowstream;  // fprop and dgrad
+  WgradPlan wgrad;          // wgrad
+};
+
+// The plan of a pass that rowstream_refusal does not refuse: of the weight gradient's kernels the
+// only one that computes it, of the others the one that is expected to be fastest.
+inline FastPlan plan_fast(Pass pass, const ConvProblem& p, const DeviceTraits& device) {
+  FastPlan plan{};
+  if (pass == Pass::kWgrad) {
+    int index = 0;
+    while (!wgrad_supports(kWgradConfigs[index], p)) ++index;
+    const WgradConfig& config = kWgradConfigs[index];
+    plan.wgrad = plan_wgrad(index, p, device.sm_count);
+    plan.name = config.name;
+    plan.workspace_bytes = plan.wgrad.workspace_bytes(p);
+    plan.blocks = plan.wgrad.blocks();
+    plan.threads = config.threads();
+    plan.shared_bytes = config.shared_bytes();
+  } else {
+    plan.rowstream = plan_rowstream(pass, p, device.sm_count);
+    const RowstreamConfig& config = kRowstreamConfigs[plan.rowstream.config];
+    plan.name = config.name;
+    plan.blocks = plan.rowstream.blocks();
+    plan.threads = config.threads();
+    plan.shared_bytes = config.shared_bytes();
+  }
+  return plan;
+}
+
+}  // namespace grouped_conv::cuda

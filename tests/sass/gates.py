@@ -1,0 +1,160 @@
+"""Checks the machine code of a built CUDA library; no GPU is needed.
+
+    python tests/sass/gates.py grouped_conv/_cuda.so [--record]
+
+Of every kernel: no register spilled, no stack. Of every row-streaming kernel: registers, and on
+sm_90 and sm_100 shared memory, leave room for the blocks that its configuration promises; 16-byte
+asynchronous copies; in the innermost loops around tensor-core instructions, no access to
+global memory narrower than 16 bytes; and no more instructions per tensor-core instruction,
+in the best loop that also copies, than ``recorded.json`` says, which ``--record`` rewrites.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from grouped_conv import _C
+from sass.listing import MachineKernel, find_cuobjdump, read
+
+RECORD = Path(__file__).with_name("recorded.json")
+REGISTERS_OF_SM = 65536
+SHARED_OF_SM = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}
+"""KiB of shared memory of a multiprocessor; a block takes 1 KiB more than it asks for."""
+TENSOR = "HMMA"
+_STREAMING = re.compile(r"\d(fprop|dgrad|wgrad)_rowstream_kernelI")
+
+
+def configuration(kernel: MachineKernel) -> _C.CudaKernel | None:
+    """The table entry of a row-streaming kernel, by the index among its template arguments."""
+    family = _STREAMING.search(kernel.symbol)
+    index = re.search(r"Li(\d+)E", kernel.symbol)
+    if family is None or index is None:
+        return None
+    of_wgrad = family[1] == "wgrad"
+    table = [c for c in _C.cuda_kernels() if (c["passes"] == ["wgrad"]) == of_wgrad]
+    return table[int(index[1])]
+
+
+def name(kernel: MachineKernel) -> str:
+    """Such as ``conv_c4_s1 Float16 sm_90``."""
+    config, element = configuration(kernel), re.search(r"B?Float16", kernel.symbol)
+    named = f"{config['name']} {element[0]}" if config and element else kernel.symbol
+    return f"{named} sm_{kernel.architecture}"
+
+
+def instructions_per_mma(kernel: MachineKernel) -> float:
+    """The best of the innermost loops that stream: those with asynchronous copies.
+
+    Where values are not finite the weight gradient takes a second walk, slow and seldom.
+    """
+    loops = [loop for loop in kernel.inner_loops(TENSOR) if loop.count("LDGSTS")]
+    return min((len(loop.instructions) / loop.count(TENSOR) for loop in loops), default=0.0)
+
+
+def faults(kernel: MachineKernel) -> list[str]:
+    """What is wrong with a kernel, apart from the recorded figure."""
+    wrong = []
+    spills = sum(i.name in ("LDL", "STL") for i in kernel.instructions)
+    if spills or kernel.stack:
+        wrong.append(f"{spills} accesses to local memory, {kernel.stack} bytes of stack")
+    config = configuration(kernel)
+    if config is None:
+        return wrong
+    blocks, threads = config["blocks_per_sm"], config["threads"]
+    in_use = -(-kernel.registers // 8) * 8 * threads * blocks
+    if in_use > REGISTERS_OF_SM:
+        wrong.append(f"{kernel.registers} registers of {threads} threads, {blocks} blocks")
+    shared = (config["shared_bytes"] + 1024) / 1024
+    available = SHARED_OF_SM[kernel.architecture]
+    # The promise is for the largest multiprocessors; elsewhere one block must fit.
+    if shared * (blocks if available >= 228 else 1) > available:
+        wrong.append(f"{shared:.1f} KiB of shared memory, {blocks} blocks")
+    if not any(i.name == "LDGSTS" and ".128" in i.opcode for i in kernel.instructions):
+        wrong.append("no asynchronous copies of 16 bytes")
+    loops = kernel.inner_loops(TENSOR)
+    if not any(loop.count("LDGSTS") for loop in loops):
+        wrong.append("no loop that copies and multiplies")
+    wrong += [
+        f"narrow access to global memory in an inner loop: {i.opcode}"
+        for loop in loops
+        for i in loop.instructions
+        if i.name in ("LDG", "STG", "LDGSTS") and ".128" not in i.opcode
+    ]
+    return wrong
+
+
+def against_record(
+    figures: dict[str, float], recorded: dict[str, float], architectures: set[str]
+) -> tuple[list[str], list[str]]:
+    """Figures that got worse or are missing, and those that got better."""
+    worse = [f"{k}: not recorded" for k in figures if k not in recorded]
+    worse += [
+        f"{k}: recorded, but not in the library"
+        for k in recorded
+        if k not in figures and k.split()[-1] in architectures
+    ]
+    both = [k for k in figures if k in recorded]
+    worse += [
+        f"{k}: {figures[k]:.2f} instructions per mma, recorded {recorded[k]:.2f}"
+        for k in both
+        if figures[k] > recorded[k]
+    ]
+    better = [
+        f"{k}: {figures[k]:.2f} < {recorded[k]:.2f}" for k in both if figures[k] < recorded[k]
+    ]
+    return worse, better
+
+
+def toolkit(library: Path, cuobjdump: Path) -> str:
+    """The CUDA release that compiled a library."""
+    elf = subprocess.run([cuobjdump, "-elf", library], capture_output=True, text=True, check=True)
+    found = re.search(r"toolkit=([\d.]+)", elf.stdout)
+    return found[1] if found else "unknown"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check a library and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("library", type=Path)
+    parser.add_argument("--record", action="store_true", help=f"rewrite {RECORD.name}")
+    flags = parser.parse_args(argv)
+    cuobjdump = find_cuobjdump()
+    if cuobjdump is None:
+        parser.error("there is no cuobjdump: it is part of CUDA and of the triton package")
+    kernels = read(flags.library, cuobjdump)
+    wrong = [f"{name(k)}: {fault}" for k in kernels for fault in faults(k)]
+    figures = {
+        name(k): round(instructions_per_mma(k), 2) for k in kernels if configuration(k) is not None
+    }
+    release = toolkit(flags.library, cuobjdump)
+    if flags.record:
+        content = {"cuda": release, "instructions_per_mma": dict(sorted(figures.items()))}
+        RECORD.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        print(f"recorded {len(figures)} figures of CUDA {release}")
+    else:
+        record = json.loads(RECORD.read_text(encoding="utf-8"))
+        if record["cuda"] == release:
+            here = {f"sm_{k.architecture}" for k in kernels}
+            worse, better = against_record(figures, record["instructions_per_mma"], here)
+            wrong += worse
+            for line in better:
+                print(f"better than recorded: {line}")
+        else:
+            print(f"figures are of CUDA {record['cuda']}, not compared with those of {release}")
+    print(f"{len(kernels)} kernels, {len(figures)} of them row-streaming, {len(wrong)} faults")
+    for line in wrong:
+        print(f"FAULT {line}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Which CUDA kernel is chosen for a problem; no GPU is needed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from support import random_cases, short
+
+from grouped_conv import _C
+from grouped_conv.backends import Query, native
+from grouped_conv.bench.problems import resolve
+from grouped_conv.problem import PASSES, ConvProblem, Pass
+
+pytestmark = pytest.mark.once
+
+H100, A100, RTX_3090 = 132, 108, 82
+CUDA = torch.device("cuda")
+
+
+def extents(p: ConvProblem) -> list[int]:
+    return [p.N, p.C, p.H, p.W, p.K, p.R, p.S, p.G, *p.padding, *p.stride, *p.dilation]
+
+
+def query(pass_name: Pass, p: ConvProblem, dtype: torch.dtype = torch.float16) -> Query:
+    return Query.of(pass_name, p, dtype, CUDA, True)
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_refusals_are_the_compiled_ones(pass_name: Pass):
+    taken = 0
+    for case in random_cases(400, seed=5):
+        p = case.problem
+        compiled = _C.rowstream_refusal(pass_name, extents(p), short(case.dtype))
+        asked = native._no_rowstream(query(pass_name, p, case.dtype))
+        if asked is None and compiled is not None:
+            assert "images" in compiled  # what depends on batch and image is decided when it runs
+        else:
+            assert asked == compiled
+    for c_per_group in native._ROWSTREAM_CHANNELS:
+        p = ConvProblem(2, 128, 9, 9, 128, 3, 3, 128 // c_per_group, 1, 1)
+        for dtype in (torch.float16, torch.bfloat16):
+            assert _C.rowstream_refusal(pass_name, extents(p), short(dtype)) is None
+            assert native._no_rowstream(query(pass_name, p, dtype)) is None
+            taken += 1
+    assert taken == 10
+
+
+REFUSED = {
+    "compute in 16 bits": ({}, torch.float32),
+    "3x3 filters": ({"R": 1, "S": 1, "pad_h": 0, "pad_w": 0}, torch.float16),
+    "dilation 1": ({"dilation_h": 2, "dilation_w": 2, "pad_h": 2, "pad_w": 2}, torch.float16),
+    "strides 1 and 2": ({"stride_h": 2}, torch.float16),
+    "paddings up to 2": ({"pad_w": 3}, torch.float16),
+    "channels per group": ({"G": 16}, torch.float16),
+    "multiple of 8": ({"C": 12, "K": 12, "G": 3}, torch.bfloat16),
+    "have pixels": ({"N": 0}, torch.bfloat16),
+    "below 2 GiB": ({"H": 9000, "W": 9000}, torch.float16),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_refusals_say_why(words: str):
+    changes, dtype = REFUSED[words]
+    fields = {"N": 2, "C": 32, "H": 9, "W": 9, "K": 32, "G": 8, "pad_h": 1, "pad_w": 1, **changes}
+    reason = _C.rowstream_refusal("fprop", extents(ConvProblem(**fields)), short(dtype))
+    assert reason is not None
+    assert words in reason
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("sm_count", [H100, A100, RTX_3090, 1])
+def test_every_layer_of_resnext_has_a_plan(pass_name: Pass, sm_count: int):
+    named = {config["name"]: config for config in _C.cuda_kernels()}
+    for layer in resolve("resnext50"):
+        for batch in (1, 32, 256):
+            p = layer.problem(batch)
+            plan = _C.plan_fast(pass_name, extents(p), sm_count)
+            config = named[plan["name"]]
+            assert pass_name in config["passes"]
+            assert (config["c_per_group"], config["stride"]) == (p.c_per_group, p.stride_h)
+            assert plan["threads"] == config["threads"]
+            assert plan["shared_bytes"] == config["shared_bytes"]
+            assert plan["blocks"] >= 1
+            partial_sums = 4 * p.K * p.c_per_group * 9
+            assert plan["workspace_bytes"] % partial_sums == 0
+            assert (plan["workspace_bytes"] > 0) == (pass_name == "wgrad")
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_a_batch_fills_an_h100(pass_name: Pass):
+    """At least 0.9 of the multiprocessors' rounds have a block."""
+    for layer in resolve("resnext50"):
+        for batch in (32, 64, 256):
+            blocks = _C.plan_fast(pass_name, extents(layer.problem(batch)), H100)["blocks"]
+            rounds = -(-blocks // H100)
+            assert blocks / (rounds * H100) >= 0.9, (str(layer), batch, blocks)
+
+
+def test_partial_sums_of_dw_are_bounded():
+    """Written and read once, they fit an L2 cache of 40 MiB and are little beside x and dy."""
+    for layer in resolve("resnext50"):
+        for batch in (32, 64, 256):
+            p = layer.problem(batch)
+            partial_sums = _C.plan_fast("wgrad", extents(p), H100)["workspace_bytes"]
+            assert partial_sums < 5e6
+            if batch == 256:
+                once = 2 * (math.prod(p.input_size) + math.prod(p.output_size))
+                assert 2 * partial_sums < 0.2 * once, str(layer)
+
+
+def test_every_pass_has_a_configuration():
+    for pass_name in PASSES:
+        keys = {
+            (config["c_per_group"], config["stride"])
+            for config in _C.cuda_kernels()
+            if pass_name in config["passes"]
+        }
+        assert keys == {(c, s) for c in native._ROWSTREAM_CHANNELS for s in (1, 2)}
+
+
+def test_names_are_unique():
+    names = [config["name"] for config in _C.cuda_kernels()]
+    assert len(set(names)) == len(names)
+
+
+def test_a_plan_of_what_is_refused_is_an_error():
+    p = ConvProblem(2, 30, 9, 9, 30, 3, 3, 6, 1, 1)
+    with pytest.raises(ValueError, match="do not take"):
+        _C.plan_fast("fprop", extents(p), H100)
+    with pytest.raises(ValueError, match="multiprocessors"):
+        _C.plan_fast("fprop", extents(ConvProblem(2, 32, 9, 9, 32, 3, 3, 8, 1, 1)), 0)
+    with pytest.raises(ValueError, match="14 extents"):
+        _C.plan_fast("fprop", [1, 2, 3], H100)
+
+
+def test_kernels_are_named_and_not_chosen_before_they_are_measured(monkeypatch):
+    p = ConvProblem(2, 128, 9, 9, 128, 3, 3, 32, 1, 1)
+    monkeypatch.setattr(native, "_CUDA_AUTO", False)
+    asked = query("dgrad", p)
+    assert native.kernel(asked) == "dgrad_rowstream_float16_cuda"
+    assert "not been measured" in native.prefers(asked)
+    assert native.CUDA_VARIABLE in native.prefers(asked)
+    monkeypatch.setattr(native, "_CUDA_AUTO", True)
+    assert native.prefers(asked) is None
+    plain = query("dgrad", p, torch.float32)
+    assert native.kernel(plain) == "dgrad_simple_float32_cuda"
+    assert "16 bits" in native.prefers(plain)
+    nchw = asked._replace(channels_last=False)
+    assert native.kernel(nchw) == "dgrad_simple_float16_cuda"
+    assert "channels_last" in native.prefers(nchw)
