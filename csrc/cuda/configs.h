@@ -83,8 +83,8 @@ inline constexpr RowstreamConfig kRowstreamConfigs[] = {
     {"conv_c8_s1",   Walk::kUnitStride,     8,  64,        1,       4,    1,    1,      4,     2},
     {"conv_c16_s1",  Walk::kUnitStride,    16,  64,        2,       2,    2,    1,      4,     2},
     {"conv_c32_s1",  Walk::kUnitStride,    32,  64,        2,       2,    2,    2,      6,     1},
-    {"conv_c16_s1_narrow", Walk::kUnitStride, 16, 32,    2,       2,    2,    1,      5,     3},
-    {"conv_c32_s1_narrow", Walk::kUnitStride, 32, 32,    2,       2,    2,    2,      6,     2},
+    {"conv_c16_s1_narrow", Walk::kUnitStride, 16, 32,    2,       2,    2,    1,      7,     3},
+    {"conv_c32_s1_narrow", Walk::kUnitStride, 32, 32,    2,       2,    2,    2,      8,     2},
     {"conv_c64_s1",  Walk::kUnitStride,    64,  64,        1,       4,    1,    1,      6,     1},
     {"fprop_c4_s2",  Walk::kFpropStride2,   4,  64,        1,       2,    1,    1,      3,     2},
     {"fprop_c8_s2",  Walk::kFpropStride2,   8,  64,        1,       2,    1,    1,      3,     2},
@@ -94,7 +94,7 @@ inline constexpr RowstreamConfig kRowstreamConfigs[] = {
     {"dgrad_c4_s2",  Walk::kDgradStride2,   4,  64,        1,       2,    1,    1,      7,     2},
     {"dgrad_c8_s2",  Walk::kDgradStride2,   8,  64,        1,       2,    1,    1,      7,     2},
     {"dgrad_c16_s2", Walk::kDgradStride2,  16,  64,        1,       2,    2,    1,      7,     2},
-    {"dgrad_c32_s2", Walk::kDgradStride2,  32,  64,        1,       2,    2,    1,      7,     2},
+    {"dgrad_c32_s2", Walk::kDgradStride2,  32,  64,        1,       2,    2,    1,      8,     2},
     {"dgrad_c64_s2", Walk::kDgradStride2,  64,  64,        1,       2,    1,    1,      5,     1},
 };
 // clang-format on
