@@ -43,7 +43,7 @@ constexpr int kMaxInputRows = 5;
 
 // Words whose products are summed in one chain; 0 where all are. Powers of two up to kRunWords are
 // one chain in oneDNN, too. For other numbers ATen multiplies matrices: sums of 8 words, or of 4
-// where there are few, have at most 1.5 times its error, one chain 1.7 times.
+// where there are few, have at most 1.4 times its rms error, one chain 1.7 times.
 inline int run_words(int words) {
   if (words <= Vec::kRunWords && (words & (words - 1)) == 0) return 0;
   return words < 8 ? 4 : 8;
