@@ -51,9 +51,14 @@ struct WeightPacker<2, ElementBF16> {
       return;
     }
     const int64_t next = c.w_in_stride * kTaps;
-    NextKernels ahead(c, s, w, slab);
+    NextKernels next_kernels(c, s, w, slab);
+    NextGroups next_groups(c, s, w, slab);
     pack_taps(c, lanes, packed, [&](int l, int64_t in, int t0, int taps) {
-      if (c.fprop) ahead.ask();
+      if (c.fprop) {
+        next_kernels.ask();
+      } else if (l == 0) {
+        next_groups.ask();
+      }
       const uint16_t* low = kernels[l] + 2 * in * next + t0;
       return Vec::zip_words(low, 2 * in + 1 < c.in_per_group ? low + next : nullptr, taps);
     });
