@@ -15,6 +15,20 @@ struct Operand {
   int64_t strides[4];
 };
 
+// What fprop does to its sums, bias included, before they are rounded and stored:
+// y = act(scale[k] * sum + shift[k] + residual). A null pointer stands for a scale of 1, a shift of
+// 0 or no residual. scale and shift are dense [K]; the residual lies exactly as y does.
+struct Epilogue {
+  const float* scale;
+  const float* shift;
+  const void* residual;
+  bool relu;
+
+  bool empty() const {
+    return scale == nullptr && shift == nullptr && residual == nullptr && !relu;
+  }
+};
+
 // One pass. `pass` says which of x, w and y is written; the other two are read. bias (fprop only)
 // may be null. Accumulation is in float32 (float64 for float64).
 struct PassArgs {
@@ -26,6 +40,7 @@ struct PassArgs {
   Operand y;
   const void* bias;
   int64_t bias_stride;
+  Epilogue epilogue = {};  // of fprop, by the kernels that take one
 };
 
 // Enqueue on a cudaStream_t; the result is a cudaError_t. Any kernel size, stride, padding,
