@@ -32,12 +32,12 @@ def conv_batch_norm(input: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
     are as of the two modules called one after the other.
 
     That is what happens wherever the native backend does not compute the convolution
-    (:func:`grouped_conv.explain` says so), the modules are of other classes, have hooks, or tensors
-    are transformed, symbolic or distributed.
+    (:func:`grouped_conv.explain` says so), the modules are of other classes, ``nn.Conv2d`` among
+    them, or have hooks, or the tensors are transformed, exported or distributed.
 
     Args:
         input: ``[N, C, H, W]``, any floating dtype and layout.
-        conv: an :class:`torch.nn.Conv2d` or :class:`GroupedConv2d`.
+        conv: a :class:`GroupedConv2d`.
         norm: an :class:`torch.nn.BatchNorm2d` of the convolution's channels.
 
     Returns:
@@ -79,9 +79,8 @@ def conv_batch_norm(input: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
 
 def _joined(x: Any, conv: nn.Module, norm: nn.Module) -> Request | None:
     """The convolution as our ops take it, None where the modules are to be called."""
-    if type(conv) not in (nn.Conv2d, GroupedConv2d) or type(norm) is not nn.BatchNorm2d:
+    if type(conv) is not GroupedConv2d or type(norm) is not nn.BatchNorm2d:
         return None
-    assert isinstance(conv, nn.Conv2d)
     if has_hooks(conv) or has_hooks(norm) or norm.num_features != conv.out_channels:
         return None
     if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[0] == 0:
@@ -144,7 +143,7 @@ class GroupedConvBN2d(nn.Sequential):
     dtype and memory format.
 
     Args:
-        conv: an :class:`torch.nn.Conv2d` or :class:`GroupedConv2d`.
+        conv: a :class:`GroupedConv2d`; any other Conv2d is called as it is.
         norm: an :class:`torch.nn.BatchNorm2d` of as many channels.
 
     Raises:
