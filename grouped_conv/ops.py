@@ -394,25 +394,7 @@ def compose_epilogue(
     return y
 
 
-def _fprop_affine_cuda(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
-    *attributes: Any,
-) -> Tensor:
-    """The CUDA kernels have no epilogue."""
-    y: Tensor = torch.ops.grouped_conv.fprop(x, w, bias, *attributes)
-    if refusal := epilogue_refusal(x, y.shape, scale, shift, residual):
-        raise RuntimeError(refusal)
-    return compose_epilogue(y, scale, shift, residual, relu, in_place=True)
-
-
 _library = torch.library.Library("grouped_conv", "IMPL")
-_library.impl("fprop_affine", _fprop_affine_cuda, "CUDA")
 for _device in ("cpu", "cuda"):
     for _name in ("fprop", "fprop_affine", "fprop_stats", "dgrad", "wgrad"):
         _library.impl(_name, _autocast_rule(_name, _device), f"Autocast{_device.upper()}")

@@ -3,7 +3,7 @@
 //   y = act(scale[k] * sum + shift[k] + residual)
 //
 // with the bias in the sum already, and act the maximum with zero or nothing. What is not asked for
-// is a scale of 1, a shift of 0, a residual of 0 and a floor of minus infinity: one body for all.
+// is a scale of 1, a shift of 0 and a floor of minus infinity: one body for all.
 #pragma once
 
 #include "cuda/device/device.h"
@@ -15,14 +15,15 @@ namespace grouped_conv::cuda {
 struct ChannelFactors {
   float scale, shift;
 
+  ChannelFactors() = default;
   // Of no channel where it is not active: 1 and 0.
-  GC_DEVICE ChannelFactors(const Epilogue& e, int channel, bool active)
-      : scale(e.scale != nullptr && active ? load(e.scale + channel) : 1.f),
-        shift(e.shift != nullptr && active ? load(e.shift + channel) : 0.f) {}
-
- private:
-  GC_DEVICE static float load(const float* source) {
-    return device::float_of(device::load_global_4(source));
+  GC_DEVICE ChannelFactors(const Epilogue& e, int channel, bool active) {
+    const bool scaled = e.scale != nullptr && active;
+    const uint32_t bits =
+        device::load_global_4(static_cast<const float*>(e.scale) + channel, scaled);
+    scale = scaled ? device::float_of(bits) : 1.f;
+    shift = device::float_of(device::load_global_4(static_cast<const float*>(e.shift) + channel,
+                                                   e.shift != nullptr && active));
   }
 };
 
@@ -33,6 +34,10 @@ GC_DEVICE float activation_floor(const Epilogue& e) {
 
 // NaN stays NaN, as in torch.relu.
 GC_DEVICE float activate(float value, float floor) { return value < floor ? floor : value; }
+
+GC_DEVICE float finish(float sum, const ChannelFactors& factors, float floor) {
+  return activate(device::multiply_add(sum, factors.scale, factors.shift), floor);
+}
 
 GC_DEVICE float finish(float sum, const ChannelFactors& factors, float residual, float floor) {
   return activate(device::multiply_add(sum, factors.scale, factors.shift) + residual, floor);
