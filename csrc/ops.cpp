@@ -13,6 +13,15 @@ STABLE_TORCH_LIBRARY(grouped_conv, m) {
       "fprop_affine(Tensor input, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, "
       "Tensor? residual, bool relu, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
       "SymInt groups) -> Tensor");
+  // fprop, and of each channel of y, as it was rounded, the sum and the sum of the squared
+  // deviations from the mean: [K], float32 (float64 of float64). Deterministic.
+  m.def(
+      "fprop_stats(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation, SymInt groups) -> (Tensor output, Tensor sum, Tensor squares)");
+  // Batch normalization of y by its own statistics, as fprop_stats returns them; [K] all of them.
+  m.def(
+      "normalize(Tensor input, Tensor sum, Tensor squares, Tensor? weight, Tensor? bias, "
+      "float eps) -> Tensor");
   // dx [N, C, H, W], in the memory format that channels_last states.
   m.def(
       "dgrad(Tensor grad_output, Tensor weight, SymInt[] input_size, SymInt[2] stride, "

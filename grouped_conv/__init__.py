@@ -10,6 +10,7 @@ from grouped_conv import _libraries as _libraries
 _libraries.load()
 
 from grouped_conv._version import __version__  # noqa: E402
+from grouped_conv.batch_norm import GroupedConvBN2d, conv_batch_norm  # noqa: E402
 from grouped_conv.convert import replace_grouped_conv_, revert_grouped_conv_  # noqa: E402
 from grouped_conv.export import aten_decompositions  # noqa: E402
 from grouped_conv.functional import (  # noqa: E402
@@ -32,12 +33,14 @@ from grouped_conv.report import Report  # noqa: E402
 __all__ = [
     "Decision",
     "GroupedConv2d",
+    "GroupedConvBN2d",
     "GroupedConvReLU2d",
     "LazyGroupedConv2d",
     "Report",
     "__version__",
     "aten_decompositions",
     "available_backends",
+    "conv_batch_norm",
     "explain",
     "fold_batch_norm",
     "fuse_grouped_conv_bn_",

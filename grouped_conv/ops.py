@@ -193,23 +193,32 @@ def _wgrad_fake(
     )
 
 
-def _save(ctx: Any, first: Tensor, second: Tensor) -> None:
+def _save(ctx: Any, first: Tensor, second: Tensor, *others: Tensor) -> None:
     """Keep each input only for the other's gradient: a frozen layer does not hold its input."""
     need_first, need_second = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(first if need_second else None, second if need_first else None)
+    ctx.save_for_backward(first if need_second else None, second if need_first else None, *others)
     ctx.first = (first.shape, suggests_channels_last(first))
     ctx.second = (second.shape, suggests_channels_last(second))
 
 
 def _setup_fprop(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    prepare_fprop(ctx, inputs)
+
+
+def prepare_fprop(ctx: Any, inputs: tuple[Any, ...], *others: Tensor) -> None:
+    """Save what :func:`gradients_of_fprop` wants, and other tensors behind it."""
     x, w, bias, *attributes = inputs
     ctx.attributes = _Attributes(*attributes)
     ctx.has_bias = bias is not None
-    _save(ctx, x, w)
+    _save(ctx, x, w, *others)
 
 
 def _backward_fprop(ctx: Any, dy: Tensor) -> _Grads:
-    x, w = ctx.saved_tensors
+    return gradients_of_fprop(ctx, dy, *ctx.saved_tensors)
+
+
+def gradients_of_fprop(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> _Grads:
+    """Of all arguments of fprop, in a context that :func:`prepare_fprop` has prepared."""
     a: _Attributes = ctx.attributes
     dx = dw = db = None
     if ctx.needs_input_grad[0]:
@@ -385,25 +394,7 @@ def compose_epilogue(
     return y
 
 
-def _fprop_affine_cuda(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
-    *attributes: Any,
-) -> Tensor:
-    """The CUDA kernels have no epilogue."""
-    y: Tensor = torch.ops.grouped_conv.fprop(x, w, bias, *attributes)
-    if refusal := epilogue_refusal(x, y.shape, scale, shift, residual):
-        raise RuntimeError(refusal)
-    return compose_epilogue(y, scale, shift, residual, relu, in_place=True)
-
-
 _library = torch.library.Library("grouped_conv", "IMPL")
-_library.impl("fprop_affine", _fprop_affine_cuda, "CUDA")
 for _device in ("cpu", "cuda"):
-    for _name in ("fprop", "fprop_affine", "dgrad", "wgrad"):
+    for _name in ("fprop", "fprop_affine", "fprop_stats", "dgrad", "wgrad"):
         _library.impl(_name, _autocast_rule(_name, _device), f"Autocast{_device.upper()}")

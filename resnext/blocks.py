@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from grouped_conv import conv_batch_norm
+
 Layer = Callable[..., nn.Module]
 """A module class, or any callable that takes its arguments and returns a module."""
 
@@ -88,6 +90,8 @@ class GroupedBottleneck(nn.Module):
         norm_layer: class of the normalizations, called with the number of channels.
         se_reduction: reduction of a :class:`SqueezeExcite` before the addition, or None.
         drop_path: probability to drop the branch of a sample in training.
+        fused_norm: compute the 3x3 convolution and its normalization together, by
+            :func:`grouped_conv.conv_batch_norm`; the result is the same.
     """
 
     def __init__(
@@ -103,8 +107,10 @@ class GroupedBottleneck(nn.Module):
         norm_layer: Layer = nn.BatchNorm2d,
         se_reduction: int | None = None,
         drop_path: float = 0.0,
+        fused_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.fused_norm = fused_norm
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = norm_layer(width)
         self.conv2 = conv_layer(
@@ -131,7 +137,10 @@ class GroupedBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
+        if self.fused_norm:
+            y = self.relu(conv_batch_norm(y, self.conv2, self.bn2))
+        else:
+            y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
         if self.se is not None:
             y = self.se(y)

@@ -32,6 +32,8 @@ class Config:
     """Output channels of the first stage (the model's own if not given)."""
     conv: Literal["grouped", "torch"] = "grouped"
     """3x3 convolutions: grouped_conv.GroupedConv2d or torch.nn.Conv2d."""
+    fused_norm: bool = False
+    """Compute the 3x3 convolutions together with their batch normalizations (not with sync_bn)."""
     drop_path: float = 0.0
     """Probability to drop the last block's branch."""
     dropout: float = 0.0

@@ -54,6 +54,8 @@ class ResNeXt(nn.Module):
         drop_rate: dropout before the classifier.
         zero_init_last: start each block as its shortcut, with zero scale in its last normalization
             (Goyal et al., arXiv 1706.02677).
+        fused_norm: compute each 3x3 convolution of a block together with its normalization
+            (:func:`grouped_conv.conv_batch_norm`); parameters, names and results are the same.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class ResNeXt(nn.Module):
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
         zero_init_last: bool = False,
+        fused_norm: bool = False,
     ) -> None:
         super().__init__()
         if not layers or min(layers) < 1:
@@ -112,6 +115,7 @@ class ResNeXt(nn.Module):
                         norm_layer=norm_layer,
                         se_reduction=se_reduction,
                         drop_path=drop_path_rate * done / last,
+                        fused_norm=fused_norm,
                     )
                 )
                 done += 1

@@ -37,6 +37,7 @@ def build_model(config: Config, num_classes: int, in_chans: int) -> ResNeXt:
         drop_path_rate=config.drop_path,
         drop_rate=config.dropout,
         zero_init_last=config.zero_init,
+        fused_norm=config.fused_norm,
         **options,
     )
     if config.initial_weights is not None:

@@ -61,6 +61,11 @@ class Trainer:
         )
         model: nn.Module = recipe.build_model(config, data.num_classes, data.channels)
         if world.several and config.sync_bn:
+            if config.fused_norm:
+                raise ValueError(
+                    "fused_norm takes the statistics of one process, sync_bn those of all: "
+                    "turn one of them off"
+                )
             model = synchronize_batch_norm_(model, world.device)
         self.dtype = recipe.DTYPES[config.dtype]
         self.model = model.to(world.device, self.dtype, memory_format=self.memory_format)

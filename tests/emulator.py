@@ -92,6 +92,10 @@ class Operands:
     w: Tensor
     y: Tensor
     bias: Tensor | None
+    scale: Tensor | None = None
+    """Of fprop with its epilogue, float32; with a shift."""
+    shift: Tensor | None = None
+    relu: bool = False
 
     @staticmethod
     def random(p: ConvProblem, dtype: torch.dtype, bias: bool, seed: int = 0) -> Operands:
@@ -111,6 +115,8 @@ class Outcome:
     output: Tensor
     complete: bool
     launches: list[Any]
+    statistics: tuple[Tensor, Tensor] | None = None
+    """Sum and squared deviations of each channel, where they were asked for."""
 
     @property
     def faults(self) -> str:
@@ -131,6 +137,7 @@ def run(
     *,
     channels_last: bool = False,
     sm_count: int = 132,
+    statistics: bool = False,
     **options: Any,
 ) -> Outcome:
     """Run a kernel; w, or the dw that it writes, is KRSC if ``channels_last``, else KCRS.
@@ -148,13 +155,19 @@ def run(
         t = getattr(operands, name)
         if name != written and t is not None:
             getattr(session, name)[:] = _bits(t, channels_last or name != "w")
+    session.statistics, session.relu = statistics, operands.relu
+    if operands.scale is not None:
+        session.affine = True
+        session.scale[:], session.shift[:] = operands.scale.numpy(), operands.shift.numpy()
     launches = session.run(**options)
+    found = (torch.from_numpy(session.sum), torch.from_numpy(session.squares))
     bits = torch.from_numpy(getattr(session, written).view(np.int16))
     output = bits.view(DTYPES[kernel.dtype])
     n, c, h, w = {"y": p.output_size, "x": p.input_size, "w": p.weight_size}[written]
     if written != "w" or channels_last:
         output = output.reshape(n, h, w, c).permute(0, 3, 1, 2)
-    return Outcome(output.reshape(n, c, h, w), session.complete, launches)
+    output = output.reshape(n, c, h, w)
+    return Outcome(output, session.complete, launches, found if statistics else None)
 
 
 def exact(pass_name: str, p: ConvProblem, operands: Operands) -> Tensor:

@@ -87,12 +87,13 @@ inline void plan_split(ConvPlan& plan, int64_t threads) {
 }
 
 // Whether a float32 output is too large to be found in the caches later, and lies so that whole
-// vectors can be stored past them.
+// vectors can be stored past them. Moments are read from the cache.
 inline bool streams_output(const PassArgs& args, const Correlation& c, const Slabs& s) {
   const int64_t bytes = c.N * c.out_channels * c.out_h * c.out_w * item_size(args.dtype);
   const void* out = args.pass == Pass::kFprop ? args.y : args.x;
-  return args.dtype == DType::kFloat32 && bytes > last_level_cache_bytes() &&
-         c.out_channels % Vec::kLanes == 0 && s.out_unit % Vec::kLanes == 0 &&
+  return args.dtype == DType::kFloat32 && args.moments.mean == nullptr &&
+         bytes > last_level_cache_bytes() && c.out_channels % Vec::kLanes == 0 &&
+         s.out_unit % Vec::kLanes == 0 &&
          reinterpret_cast<uintptr_t>(out) % (sizeof(float) * Vec::kLanes) == 0;
 }
 

@@ -3,6 +3,7 @@
 
 #include "direct_conv.h"
 #include "direct_wgrad.h"
+#include "moments.h"
 #include "winograd.h"
 
 namespace grouped_conv::cpu::GROUPED_CONV_ISA {
@@ -13,6 +14,7 @@ void direct_element(const PassArgs& args) {
     direct_wgrad<E>(args);
   } else if (uses_winograd(args.pass, args.problem)) {
     winograd_conv<E>(args);
+    if (args.moments.mean != nullptr) all_row_moments<E>(args);
   } else {
     direct_conv<E>(args);
   }

@@ -16,6 +16,7 @@
 #include "conv_plan.h"
 #include "correlation.h"
 #include "kernels.h"
+#include "moments.h"
 #include "scratch.h"
 #include "slabs.h"
 #include "tile.h"
@@ -38,6 +39,7 @@ class ConvTask {
         has_epilogue_(!args.epilogue.empty()),
         floor_(activation_floor(args.epilogue)),
         strip_floor_(args.epilogue.residual != nullptr ? kNoFloor : floor_),
+        moments_(args.moments),
         kernels_(static_cast<const T*>(args.w)),
         weights_(weights),
         scratch_(ScratchSlot::kTask, scratch_bytes(plan)) {
@@ -88,6 +90,11 @@ class ConvTask {
         }
       }
       loaded = first + plan_.window;
+      if (moments_.mean != nullptr) {
+        const int64_t k0 = at.unit_begin * plan_.s.out_unit;
+        const int64_t k1 = min64(plan_.c.out_channels, at.unit_end * plan_.s.out_unit);
+        row_moments(out_, at.n, k0, k1 - k0, m, min64(at.row_end, m + Vec::kTileRows), moments_);
+      }
     }
     if (plan_.store == Store::kStream) Vec::fence();
   }
@@ -294,6 +301,7 @@ class ConvTask {
   const bool has_epilogue_;
   const float floor_;        // of a tile that stores y, and behind a residual
   const float strip_floor_;  // of a tile whose residual is yet to come
+  const RowMoments& moments_;
   const T* kernels_;
   const float* weights_;  // of first_slab_ and those behind it
   int64_t first_slab_ = 0;

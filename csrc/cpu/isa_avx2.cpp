@@ -5,5 +5,5 @@
 
 namespace grouped_conv::cpu {
 extern const IsaKernels kAvx2Kernels;
-const IsaKernels kAvx2Kernels = {"avx2", cpu_has_avx2, isa_avx2::direct};
+const IsaKernels kAvx2Kernels = {"avx2", cpu_has_avx2, isa_avx2::direct, isa_avx2::moments};
 }  // namespace grouped_conv::cpu

@@ -10,5 +10,6 @@ using Vec = Avx512;
 
 namespace grouped_conv::cpu {
 extern const IsaKernels kAvx512Kernels;
-const IsaKernels kAvx512Kernels = {"avx512", cpu_has_avx512, isa_avx512::direct};
+const IsaKernels kAvx512Kernels = {"avx512", cpu_has_avx512, isa_avx512::direct,
+                                   isa_avx512::moments};
 }  // namespace grouped_conv::cpu

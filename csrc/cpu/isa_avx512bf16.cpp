@@ -25,6 +25,7 @@ void direct(const PassArgs& args) {
 }  // namespace
 
 extern const IsaKernels kAvx512Bf16Kernels;
-const IsaKernels kAvx512Bf16Kernels = {"avx512bf16", cpu_has_avx512bf16, direct};
+const IsaKernels kAvx512Bf16Kernels = {"avx512bf16", cpu_has_avx512bf16, direct,
+                                       kAvx512Kernels.moments};
 
 }  // namespace grouped_conv::cpu

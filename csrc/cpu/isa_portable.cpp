@@ -5,5 +5,6 @@
 
 namespace grouped_conv::cpu {
 extern const IsaKernels kPortableKernels;
-const IsaKernels kPortableKernels = {"portable", [] { return true; }, isa_portable::direct};
+const IsaKernels kPortableKernels = {"portable", [] { return true; }, isa_portable::direct,
+                                     isa_portable::moments};
 }  // namespace grouped_conv::cpu

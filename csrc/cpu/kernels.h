@@ -39,6 +39,20 @@ struct Epilogue {
   }
 };
 
+// Mean, and sum of the squared deviations from it, of each channel over each row of y: [N, P, K]
+// both, or null where they are not wanted. What fprop writes for statistics().
+struct RowMoments {
+  float* mean = nullptr;
+  float* squares = nullptr;
+};
+
+// Sum, and sum of the squared deviations from the mean, of each channel of y: [K] both, float32 or,
+// where y is, float64.
+struct Statistics {
+  void* sum = nullptr;
+  void* squares = nullptr;
+};
+
 // One pass over dense tensors. `pass` says which of x, w and y is written; the other two are read.
 // x and y are dense in `layout`; w is dense [K, C/G, R, S] (w_layout kNCHW) or, for the direct
 // kernels only, [K, R, S, C/G] (kNHWC). bias (fprop only) may be null, and the epilogue of the
@@ -55,6 +69,8 @@ struct PassArgs {
   Parallel parallel;
   Epilogue epilogue = {};
   Layout w_layout = Layout::kNCHW;
+  RowMoments moments = {};     // of fprop, by the direct kernels
+  Statistics statistics = {};  // of fprop, by statistics() alone
 };
 
 using PassFunction = void (*)(const PassArgs&);
@@ -64,6 +80,8 @@ struct IsaKernels {
   const char* name;
   bool (*available)();
   PassFunction direct;
+  // args.moments of a y that is complete, whoever has computed it; not of float64.
+  PassFunction moments;
 };
 
 // Best instruction set of this processor, capped by GROUPED_CONV_CPU_ISA (portable, avx2, avx512,
@@ -82,5 +100,9 @@ bool uses_winograd(Pass pass, const ConvProblem& p);
 
 // Any kernel size, stride, padding and dilation, any dtype: plain loops.
 void simple(const PassArgs& args);
+
+// args.statistics of a y that is complete, from args.moments; of float64 from y itself. The sums
+// are float64, in a fixed order.
+void statistics(const PassArgs& args);
 
 }  // namespace grouped_conv::cpu

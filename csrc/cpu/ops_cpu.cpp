@@ -6,6 +6,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
+#include <tuple>
 
 #include "../checks.h"
 #include "kernels.h"
@@ -70,7 +71,8 @@ void* memory(const Tensor& t, bool writes) {
 }
 
 void launch(Pass pass, const ConvProblem& p, ScalarType dtype, bool channels_last, const Tensor& x,
-            const Tensor& w, const Tensor& y, const void* bias, const Epilogue& epilogue = {}) {
+            const Tensor& w, const Tensor& y, const void* bias, const Epilogue& epilogue = {},
+            const RowMoments& moments = {}, const Statistics& wanted = {}) {
   if (p.N == 0) {
     if (pass == Pass::kWgrad) torch::stable::zero_(const_cast<Tensor&>(w));
     return;
@@ -87,12 +89,16 @@ void launch(Pass pass, const ConvProblem& p, ScalarType dtype, bool channels_las
                       bias,
                       {run_parallel, threads},
                       epilogue,
-                      lies_channels_last(w) ? Layout::kNHWC : Layout::kNCHW};
+                      lies_channels_last(w) ? Layout::kNHWC : Layout::kNCHW,
+                      moments,
+                      wanted};
   if (direct_refusal(p, args.dtype) == nullptr) {
     isa_kernels().direct(args);
   } else {
     simple(args);
+    if (moments.mean != nullptr) isa_kernels().moments(args);
   }
+  if (wanted.sum != nullptr) statistics(args);
 }
 
 // scale or shift in the precision of the sums.
@@ -134,6 +140,38 @@ Tensor fprop(const Tensor& input, const Tensor& weight, const std::optional<Tens
                       padding, dilation, groups);
 }
 
+std::tuple<Tensor, Tensor, Tensor> fprop_stats(const Tensor& input, const Tensor& weight,
+                                               std::optional<Tensor> bias, IntList stride,
+                                               IntList padding, IntList dilation, int64_t groups) {
+  const ConvProblem p = check_fprop(input, weight, bias, {stride, padding, dilation, groups});
+  const bool wide = to_dtype(input.scalar_type()) == DType::kFloat64;
+  const bool channels_last = suggests_channels_last(input);
+  const Tensor x = dense(input, channels_last);
+  const Tensor w = readable_weight(weight, p);
+  std::optional<Tensor> b;
+  if (bias.has_value()) b = torch::stable::contiguous(*bias);
+  Tensor y = allocate(input, {p.N, p.K, p.P, p.Q}, channels_last);
+  const ScalarType type = wide ? ScalarType::Double : ScalarType::Float;
+  Tensor sum = torch::stable::empty({{p.K}}, type, std::nullopt, input.device());
+  Tensor squares = torch::stable::empty({{p.K}}, type, std::nullopt, input.device());
+  if (p.N == 0) {
+    torch::stable::zero_(sum);
+    torch::stable::zero_(squares);
+    return {y, sum, squares};
+  }
+  const int64_t rows = wide ? 0 : p.N * p.P * p.K;
+  Tensor workspace =
+      torch::stable::empty({{2 * rows}}, ScalarType::Float, std::nullopt, x.device());
+  RowMoments moments;
+  if (!wide) {
+    moments.mean = static_cast<float*>(workspace.mutable_data_ptr());
+    moments.squares = moments.mean + rows;
+  }
+  launch(Pass::kFprop, p, x.scalar_type(), channels_last, x, w, y, data_or_null(b), {}, moments,
+         {sum.mutable_data_ptr(), squares.mutable_data_ptr()});
+  return {y, sum, squares};
+}
+
 Tensor dgrad(const Tensor& grad_output, const Tensor& weight, IntList input_size, IntList stride,
              IntList padding, IntList dilation, int64_t groups, bool channels_last) {
   const ConvProblem p =
@@ -171,6 +209,7 @@ Tensor wgrad(const Tensor& grad_output, const Tensor& input, IntList weight_size
 STABLE_TORCH_LIBRARY_IMPL(grouped_conv, CPU, m) {
   m.impl("fprop", TORCH_BOX(&grouped_conv::cpu::fprop));
   m.impl("fprop_affine", TORCH_BOX(&grouped_conv::cpu::fprop_affine));
+  m.impl("fprop_stats", TORCH_BOX(&grouped_conv::cpu::fprop_stats));
   m.impl("dgrad", TORCH_BOX(&grouped_conv::cpu::dgrad));
   m.impl("wgrad", TORCH_BOX(&grouped_conv::cpu::wgrad));
 }

@@ -160,6 +160,18 @@ constexpr bool rowstream_supports(const RowstreamConfig& config, Pass pass, cons
          rowstream_image_bytes(p) <= kMaxTileBytes;
 }
 
+// What fprop does beside the convolution: nothing, the epilogue of fprop_affine on its sums, or the
+// statistics of fprop_stats.
+enum class Tail { kNone, kAffine, kStatistics };
+
+// Whether a configuration is compiled with a tail.
+constexpr bool rowstream_has(const RowstreamConfig& config, Tail tail) {
+  if (tail == Tail::kNone) return true;
+  if (config.walk == Walk::kDgradStride2) return false;
+  // Two blocks of 256 threads leave no registers for the sums; the narrow configuration has them.
+  return tail != Tail::kStatistics || config.c_per_group != 16 || config.blocks_per_sm != 2;
+}
+
 constexpr int64_t ceil_of(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
 // Cuts an image into about `row_strips` strips of lines, and gives a block `tiles` tiles.
@@ -253,10 +265,12 @@ constexpr RowstreamPlan plan_rowstream(int config_index, Pass pass, const ConvPr
 }
 
 // The best of the plans of all configurations that compute the pass; there must be one.
-constexpr RowstreamPlan plan_rowstream(Pass pass, const ConvProblem& p, int sm_count) {
+constexpr RowstreamPlan plan_rowstream(Pass pass, const ConvProblem& p, int sm_count,
+                                       Tail tail = Tail::kNone) {
   RowstreamPlan best{};
   for (int i = 0; i < kRowstreamConfigCount; ++i) {
-    if (!rowstream_supports(kRowstreamConfigs[i], pass, p)) continue;
+    const RowstreamConfig& config = kRowstreamConfigs[i];
+    if (!rowstream_supports(config, pass, p) || !rowstream_has(config, tail)) continue;
     const RowstreamPlan plan = plan_rowstream(i, pass, p, sm_count);
     if (best.cost == 0 || plan.cost < best.cost) best = plan;
   }

@@ -12,7 +12,7 @@ int launch_fast(const PassArgs& args, const FastPlan& plan, void* workspace, voi
     return launch_wgrad(args.problem, args.dtype, plan.wgrad, args.x.data, args.y.data, workspace,
                         args.w.data, channels_last, stream);
   }
-  return launch_rowstream(args, plan.rowstream, stream);
+  return launch_rowstream(args, plan.rowstream, workspace, stream);
 }
 
 }  // namespace grouped_conv::cuda

@@ -16,6 +16,7 @@
 #pragma once
 
 #include "cuda/rowstream_block.cuh"
+#include "cuda/rowstream_tail.cuh"
 
 namespace grouped_conv::cuda {
 
@@ -25,12 +26,12 @@ using TileAccumulators = float[Traits::kTiles][Traits::kSlabs][4];
 // A row of input at stride 1, for all tiles of the warp: tap row 2 finishes `older`, tap row 1 goes
 // to `newer`, and tap row 0 begins a sum that takes the place of `older`. The first row of an image
 // has no older outputs of its own: there `older` is the last line of the image before, finished
-// already.
-template <class Traits>
+// already. put(sums, tile) takes what is finished.
+template <class Traits, typename Put>
 GC_DEVICE void unit_stride_row(TileAccumulators<Traits>& older, TileAccumulators<Traits>& newer,
                                const WeightTile<Traits>& weights, const Start<Traits>& start,
                                bool first, uint32_t input, uint32_t input_of_single,
-                               uint32_t output) {
+                               const Put& put) {
   constexpr int kAtOnce = Traits::kTilesAtOnce;
   constexpr uint32_t kTileBytes = 16 * 16;
   GC_UNROLL
@@ -47,7 +48,7 @@ GC_DEVICE void unit_stride_row(TileAccumulators<Traits>& older, TileAccumulators
     GC_UNROLL
     for (int i = 0; i < kAtOnce; ++i) {
       accumulate<Traits>(newer[base + i], tile[i], weights, 1);
-      put<Traits>(older[base + i], output + (base + i) * kTileBytes);
+      put(older[base + i], base + i);
       start.set(older[base + i]);
       accumulate<Traits>(older[base + i], tile[i], weights, 0);
     }
@@ -55,11 +56,11 @@ GC_DEVICE void unit_stride_row(TileAccumulators<Traits>& older, TileAccumulators
 }
 
 // A pair of rows at stride 2: tap rows 1 and 2 finish `sum`, tap row 0 of the second row begins the
-// next one.
-template <class Traits>
+// next one. put: as above.
+template <class Traits, typename Put>
 GC_DEVICE void stride_2_rows(TileAccumulators<Traits>& sum, const WeightTile<Traits>& weights,
                              const Start<Traits>& start, uint32_t input, uint32_t input_of_single,
-                             uint32_t output) {
+                             const Put& put) {
   constexpr uint32_t kTileBytes = 16 * 16;
   constexpr uint32_t kRowBytes = Traits::kInputRowBytes;
   GC_UNROLL
@@ -70,13 +71,13 @@ GC_DEVICE void stride_2_rows(TileAccumulators<Traits>& sum, const WeightTile<Tra
     accumulate<Traits>(sum[i], tile, weights, 1);
     tile.load(input + kRowBytes + offset, input_of_single + kRowBytes + offset);
     accumulate<Traits>(sum[i], tile, weights, 2);
-    put<Traits>(sum[i], output + offset);
+    put(sum[i], i);
     start.set(sum[i]);
     accumulate<Traits>(sum[i], tile, weights, 0);
   }
 }
 
-template <int kId, typename T>
+template <int kId, typename T, Tail kTail>
 GC_GLOBAL(kRowstreamConfigs[kId].threads(), kRowstreamConfigs[kId].blocks_per_sm)
 fprop_rowstream_kernel(GC_GRID_CONSTANT const RowstreamArgs args) {
   using Traits = RowstreamTraits<kId, T>;
@@ -94,6 +95,19 @@ fprop_rowstream_kernel(GC_GRID_CONSTANT const RowstreamArgs args) {
       start_block<Traits>(args, work, shared, part.slab * 8, rows, nonfinite);
   const Start<Traits> start(args, work.channel + part.slab * 8);
   OutputStream<Traits> lines(args, work, shared.lines);
+  [[maybe_unused]] auto tail = [&] {
+    if constexpr (kTail == Tail::kAffine) {
+      return LaneEpilogue<Traits>(args, work.channel + part.slab * 8);
+    } else if constexpr (kTail == Tail::kStatistics) {
+      return LineStatistics<Traits>(args, work, shared.lines);
+    } else {
+      return NoTail{};
+    }
+  }();
+  const auto store_line = [&](uint32_t at) {
+    lines.store(at);
+    if constexpr (kTail == Tail::kStatistics) tail.add(at);
+  };
   const uint32_t input = shared.stages + part.input_offset() + InputTile<Traits>::lane_offset();
   const uint32_t input_of_single =
       shared.stages + part.input_offset() + InputTile<Traits>::lane_offset_of_single();
@@ -117,15 +131,23 @@ fprop_rowstream_kernel(GC_GRID_CONSTANT const RowstreamArgs args) {
     if constexpr (Traits::kSharedSlab) nonfinite |= rows.clear_nonfinite_of(stage);
     device::sync_threads();
     rows.prefetch();
-    if (finished) lines.store(buffer ^ Traits::kLineBytes);
+    if (finished) store_line(buffer ^ Traits::kLineBytes);
 
     const bool first = row == 0;
+    const auto put_line = [&](const SlabAccumulators<Traits>& sum, int i) {
+      const uint32_t address = output + buffer + i * 16 * 16;
+      if constexpr (kTail == Tail::kAffine) {
+        tail.put(sum, address);
+      } else {
+        put<Traits>(sum, address);
+      }
+    };
     if constexpr (kUnit) {
       unit_stride_row<Traits>(older, newer, weights, start, first, input + stage,
-                              input_of_single + stage, output + buffer);
+                              input_of_single + stage, put_line);
     } else {
       stride_2_rows<Traits>(older, weights, start, input + stage, input_of_single + stage,
-                            output + buffer);
+                            put_line);
     }
     finished = (first && work.steps.tail && index > 0) || row >= work.steps.lead;
 
@@ -150,8 +172,18 @@ fprop_rowstream_kernel(GC_GRID_CONSTANT const RowstreamArgs args) {
 
   device::cp_async_wait<0>();
   nonfinite = device::sync_threads_or(nonfinite);
-  if (finished) lines.store(buffer ^ Traits::kLineBytes);
-  if (nonfinite) recompute_nonfinite<Traits>(args, work);
+  if (finished) store_line(buffer ^ Traits::kLineBytes);
+  [[maybe_unused]] uint32_t bad_channels = 0;
+  if (nonfinite) {
+    recompute_nonfinite<Traits>(args, work, [&](const ExactSum& sum, int channel) {
+      if constexpr (kTail == Tail::kAffine) return tail.exact(args, sum.value, channel);
+      if constexpr (kTail == Tail::kStatistics) {
+        bad_channels |= uint32_t(sum.nonfinite_term) << channel % 8;
+      }
+      return sum.value;
+    });
+  }
+  if constexpr (kTail == Tail::kStatistics) tail.store(args, work, shared.stages, bad_channels);
 }
 
 }  // namespace grouped_conv::cuda

@@ -9,6 +9,7 @@
 
 #include "cuda/configs.h"
 #include "cuda/launch.h"
+#include "cuda/rowstream_launch.h"
 #include "cuda/wgrad_configs.h"
 #include "problem.h"
 
@@ -89,7 +90,8 @@ struct FastPlan {
 
 // The plan of a pass that rowstream_refusal does not refuse: of the weight gradient's kernels the
 // only one that computes it, of the others the one that is expected to be fastest.
-inline FastPlan plan_fast(Pass pass, const ConvProblem& p, const DeviceTraits& device) {
+inline FastPlan plan_fast(Pass pass, const ConvProblem& p, const DeviceTraits& device,
+                          Tail tail = Tail::kNone) {
   FastPlan plan{};
   if (pass == Pass::kWgrad) {
     int index = 0;
@@ -102,7 +104,10 @@ inline FastPlan plan_fast(Pass pass, const ConvProblem& p, const DeviceTraits& d
     plan.threads = config.threads();
     plan.shared_bytes = config.shared_bytes();
   } else {
-    plan.rowstream = plan_rowstream(pass, p, device.sm_count);
+    plan.rowstream = plan_rowstream(pass, p, device.sm_count, tail);
+    if (tail == Tail::kStatistics) {
+      plan.workspace_bytes = statistics_bytes(statistics_rows_of(plan.rowstream), p.K);
+    }
     const RowstreamConfig& config = kRowstreamConfigs[plan.rowstream.config];
     plan.name = config.name;
     plan.blocks = plan.rowstream.blocks();

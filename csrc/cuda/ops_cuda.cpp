@@ -10,10 +10,12 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
+#include <tuple>
 
 #include "checks.h"
 #include "cuda/heuristics.h"
 #include "cuda/launch.h"
+#include "cuda/rowstream_launch.h"
 
 namespace grouped_conv::cuda {
 namespace {
@@ -68,9 +70,21 @@ Tensor readable_weight(const Tensor& w) {
   return is_dense_weight(w) && is_aligned(w) ? w : readable(w, MemoryFormat::Contiguous);
 }
 
-// Compute the one of x, w and y that the pass writes.
+// scale or shift in the precision of the sums.
+std::optional<Tensor> factor(const std::optional<Tensor>& t, DType dtype) {
+  if (!t.has_value()) return std::nullopt;
+  const ScalarType wide = dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
+  return torch::stable::contiguous(t->scalar_type() == wide ? *t : torch::stable::to(*t, wide));
+}
+
+const void* data_or_null(const std::optional<Tensor>& t) {
+  return t.has_value() ? t->const_data_ptr() : nullptr;
+}
+
+// Compute the one of x, w and y that the pass writes; and of fprop the epilogue, or the statistics.
 void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y,
-         const std::optional<Tensor>& bias = std::nullopt) {
+         const std::optional<Tensor>& bias = std::nullopt, const Epilogue& epilogue = {},
+         const Statistics& statistics = {}) {
   const auto device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
@@ -83,21 +97,32 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y,
     if (pass != Pass::kWgrad) w = readable_weight(w);
     if (pass != Pass::kFprop) y = readable(y, MemoryFormat::ChannelsLast);
   }
-  const PassArgs args{pass,
-                      problem,
-                      dtype,
-                      operand(x),
-                      operand(w),
-                      operand(y),
-                      bias ? bias->data_ptr() : nullptr,
-                      bias ? bias->stride(0) : 0};
+  PassArgs args{pass,
+                problem,
+                dtype,
+                operand(x),
+                operand(w),
+                operand(y),
+                bias ? bias->data_ptr() : nullptr,
+                bias ? bias->stride(0) : 0,
+                epilogue,
+                statistics};
   if (!fast) {
     STD_CUDA_CHECK(static_cast<cudaError_t>(launch_simple(args, stream)));
+    if (statistics.sum != nullptr) {
+      STD_CUDA_CHECK(static_cast<cudaError_t>(launch_simple_statistics(args, stream)));
+    }
     return;
+  }
+  // The row-streaming kernels take no residual: it is added in a pass of its own, and the
+  // activation comes behind it.
+  if (epilogue.residual != nullptr) {
+    args.epilogue.residual = nullptr;
+    args.epilogue.relu = false;
   }
   DeviceTraits traits{};
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&traits.sm_count, cudaDevAttrMultiProcessorCount, device));
-  const FastPlan plan = plan_fast(pass, problem, traits);
+  const FastPlan plan = plan_fast(pass, problem, traits, tail_of(args));
   // The allocator hands memory out again in the order of the stream: freeing it here is safe.
   std::optional<Tensor> workspace;
   if (plan.workspace_bytes > 0) {
@@ -106,6 +131,10 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y,
   }
   void* scratch = workspace ? workspace->data_ptr() : nullptr;
   STD_CUDA_CHECK(static_cast<cudaError_t>(launch_fast(args, plan, scratch, stream)));
+  if (epilogue.residual != nullptr) {
+    args.epilogue = {nullptr, nullptr, epilogue.residual, epilogue.relu};
+    STD_CUDA_CHECK(static_cast<cudaError_t>(launch_epilogue(args, stream)));
+  }
 }
 
 Tensor fprop(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, IntList stride,
@@ -114,6 +143,40 @@ Tensor fprop(const Tensor& input, const Tensor& weight, std::optional<Tensor> bi
   const Tensor output = allocate({p.N, p.K, p.P, p.Q}, input, suggests_channels_last(input));
   run(Pass::kFprop, p, input, weight, output, bias);
   return output;
+}
+
+Tensor fprop_affine(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
+                    std::optional<Tensor> scale, std::optional<Tensor> shift,
+                    std::optional<Tensor> residual, bool relu, IntList stride, IntList padding,
+                    IntList dilation, int64_t groups) {
+  const ConvProblem p = check_fprop(input, weight, bias, {stride, padding, dilation, groups});
+  check_epilogue(input, p, scale, shift, residual);
+  const bool channels_last = suggests_channels_last(input);
+  const Tensor output = allocate({p.N, p.K, p.P, p.Q}, input, channels_last);
+  const DType dtype = dtype_of(input);
+  const std::optional<Tensor> scales = factor(scale, dtype), shifts = factor(shift, dtype);
+  std::optional<Tensor> r;
+  if (residual.has_value()) {
+    r = torch::stable::contiguous(
+        *residual, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  }
+  run(Pass::kFprop, p, input, weight, output, bias,
+      {data_or_null(scales), data_or_null(shifts), data_or_null(r), relu});
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> fprop_stats(const Tensor& input, const Tensor& weight,
+                                               std::optional<Tensor> bias, IntList stride,
+                                               IntList padding, IntList dilation, int64_t groups) {
+  const ConvProblem p = check_fprop(input, weight, bias, {stride, padding, dilation, groups});
+  const Tensor output = allocate({p.N, p.K, p.P, p.Q}, input, suggests_channels_last(input));
+  const ScalarType wide =
+      dtype_of(input) == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
+  Tensor sum = torch::stable::empty({{p.K}}, wide, std::nullopt, input.device());
+  Tensor squares = torch::stable::empty({{p.K}}, wide, std::nullopt, input.device());
+  run(Pass::kFprop, p, input, weight, output, bias, {},
+      {sum.mutable_data_ptr(), squares.mutable_data_ptr()});
+  return {output, sum, squares};
 }
 
 Tensor dgrad(const Tensor& grad_output, const Tensor& weight, IntList input_size, IntList stride,
@@ -139,6 +202,8 @@ Tensor wgrad(const Tensor& grad_output, const Tensor& input, IntList weight_size
 
 STABLE_TORCH_LIBRARY_IMPL(grouped_conv, CUDA, m) {
   m.impl("fprop", TORCH_BOX(&grouped_conv::cuda::fprop));
+  m.impl("fprop_affine", TORCH_BOX(&grouped_conv::cuda::fprop_affine));
+  m.impl("fprop_stats", TORCH_BOX(&grouped_conv::cuda::fprop_stats));
   m.impl("dgrad", TORCH_BOX(&grouped_conv::cuda::dgrad));
   m.impl("wgrad", TORCH_BOX(&grouped_conv::cuda::wgrad));
 }

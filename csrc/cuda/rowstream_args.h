@@ -4,6 +4,8 @@
 #include <cstdint>
 
 #include "cuda/configs.h"
+#include "cuda/launch.h"
+#include "cuda/statistics_args.h"
 
 namespace grouped_conv::cuda {
 
@@ -21,6 +23,8 @@ struct RowstreamArgs {
   int pad_h, pad_w;
   WeightOrder order, shared_order;  // of the weights in global and in shared memory
   RowstreamPlan plan;
+  Epilogue epilogue;          // Tail::kAffine
+  StatisticsRows statistics;  // Tail::kStatistics
 };
 
 }  // namespace grouped_conv::cuda

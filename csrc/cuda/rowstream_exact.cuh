@@ -58,9 +58,15 @@ GC_DEVICE ExactSum exact_sum(const RowstreamArgs& args, const char* image, int r
   return sum;
 }
 
-// Goes over the block's output; each thread over what it has stored itself.
-template <class Traits>
-GC_DEVICE void recompute_nonfinite(const RowstreamArgs& args, const BlockWork& work) {
+struct ExactValue {
+  GC_DEVICE float operator()(const ExactSum& sum, int /*channel*/) const { return sum.value; }
+};
+
+// Goes over the block's output; each thread over what it has stored itself. finish(sum, channel) is
+// what is stored.
+template <class Traits, typename Finish = ExactValue>
+GC_DEVICE void recompute_nonfinite(const RowstreamArgs& args, const BlockWork& work,
+                                   const Finish& finish = {}) {
   using Map = WalkMap<Traits::kWalk>;
   const int channel = work.channel + device::thread_index() % Traits::kPlanes * 8;
   if (channel >= args.channels) return;
@@ -91,7 +97,7 @@ GC_DEVICE void recompute_nonfinite(const RowstreamArgs& args, const BlockWork& w
         const ExactSum sum = exact_sum<Traits>(args, input, row, column, c);
         device::store_global_2(
             output + row * args.output_row_bytes + 2 * (int64_t(column) * args.channels + c),
-            device::pack1<typename Traits::T>(sum.value), sum.nonfinite_term);
+            device::pack1<typename Traits::T>(finish(sum, c)), sum.nonfinite_term);
       }
     }
   }

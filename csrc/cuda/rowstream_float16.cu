@@ -2,6 +2,6 @@
 
 namespace grouped_conv::cuda {
 
-template int launch_rowstream_kernel<Float16>(const RowstreamArgs&, void*);
+template int launch_rowstream_kernel<Float16>(const RowstreamArgs&, Tail, void*);
 
 }  // namespace grouped_conv::cuda

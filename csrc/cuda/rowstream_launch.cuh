@@ -14,21 +14,28 @@ namespace grouped_conv::cuda {
 
 using RowstreamKernel = void (*)(RowstreamArgs);
 
-template <int kId, typename T>
+template <int kId, typename T, Tail kTail>
 constexpr RowstreamKernel rowstream_kernel() {
-  if constexpr (kRowstreamConfigs[kId].walk == Walk::kDgradStride2) {
+  if constexpr (!rowstream_has(kRowstreamConfigs[kId], kTail)) {
+    return nullptr;
+  } else if constexpr (kRowstreamConfigs[kId].walk == Walk::kDgradStride2) {
     return dgrad_rowstream_kernel<kId, T>;
   } else {
-    return fprop_rowstream_kernel<kId, T>;
+    return fprop_rowstream_kernel<kId, T, kTail>;
   }
 }
 
+template <typename T, Tail kTail>
+inline constexpr auto kRowstreamKernels = []<int... kId>(std::integer_sequence<int, kId...>) {
+  return std::array<RowstreamKernel, sizeof...(kId)>{rowstream_kernel<kId, T, kTail>()...};
+}(std::make_integer_sequence<int, kRowstreamConfigCount>());
+
 template <typename T>
-int launch_rowstream_kernel(const RowstreamArgs& args, void* stream) {
-  static constexpr auto kKernels = []<int... kId>(std::integer_sequence<int, kId...>) {
-    return std::array<RowstreamKernel, sizeof...(kId)>{rowstream_kernel<kId, T>()...};
-  }(std::make_integer_sequence<int, kRowstreamConfigCount>());
-  const RowstreamKernel kernel = kKernels[size_t(args.plan.config)];
+int launch_rowstream_kernel(const RowstreamArgs& args, Tail tail, void* stream) {
+  const auto& kernels = tail == Tail::kNone     ? kRowstreamKernels<T, Tail::kNone>
+                        : tail == Tail::kAffine ? kRowstreamKernels<T, Tail::kAffine>
+                                                : kRowstreamKernels<T, Tail::kStatistics>;
+  const RowstreamKernel kernel = kernels[size_t(args.plan.config)];
   const RowstreamLaunch shape = rowstream_launch(args.plan);
   // Beyond 48 KB only on request; the attribute belongs to the current device.
   const cudaError_t error =

@@ -49,15 +49,39 @@ inline RowstreamArgs make_rowstream_args(const PassArgs& pass, const RowstreamPl
   args.order = weight_order(pass.pass, int(p.stride_h), c, krsc, 9 * c);
   args.shared_order = weight_order(pass.pass, int(p.stride_h), c, krsc, shared_row);
   args.plan = plan;
+  args.epilogue = pass.epilogue;
   return args;
 }
 
-// Enqueues the kernel on a cudaStream_t; the result is a cudaError_t.
-int launch_rowstream(const PassArgs& pass, const RowstreamPlan& plan, void* stream);
+inline Tail tail_of(const PassArgs& pass) {
+  if (pass.statistics.sum != nullptr) return Tail::kStatistics;
+  return pass.epilogue.empty() ? Tail::kNone : Tail::kAffine;
+}
+
+// Sets of blocks that have the same pixels.
+inline int statistics_rows_of(const RowstreamPlan& plan) {
+  return int(plan.blocks() / plan.channel_blocks);
+}
+
+// Of the second launch of Tail::kStatistics, which reads what the first one has put into
+// args.statistics.
+inline StatisticsArgs make_statistics_args(const PassArgs& pass, const StatisticsRows& partial) {
+  const ConvProblem& p = pass.problem;
+  return {partial, static_cast<float*>(pass.statistics.sum),
+          static_cast<float*>(pass.statistics.squares), int(p.K), float(p.N * p.P * p.Q)};
+}
+
+// Enqueues the kernel, and for statistics the one that combines the partial ones in the workspace,
+// on a cudaStream_t; the result is a cudaError_t. No kernel takes a residual.
+int launch_rowstream(const PassArgs& pass, const RowstreamPlan& plan, void* workspace,
+                     void* stream);
 
 // The same for one element type, Float16 or BFloat16 (rowstream_launch.cuh, instantiated in a .cu
 // file for each).
 template <typename T>
-int launch_rowstream_kernel(const RowstreamArgs& args, void* stream);
+int launch_rowstream_kernel(const RowstreamArgs& args, Tail tail, void* stream);
+
+// statistics.cu
+int launch_statistics(const StatisticsArgs& args, void* stream);
 
 }  // namespace grouped_conv::cuda

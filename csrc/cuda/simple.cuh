@@ -6,6 +6,7 @@
 //   tensor in its memory order.
 // wgrad: one block per weight element; each thread sums every kThreads-th position (n,p,q), then
 //   the block adds the partial sums in a fixed tree.
+// epilogue and statistics of a y that another kernel has written: likewise.
 // Accumulation: float32, float64 for float64. The same bits in each run. 64-bit indices throughout.
 // The bodies are plain functions, so that a host program can run them too.
 #pragma once
@@ -41,6 +42,17 @@ struct Accumulator<double> {
   using type = double;
 };
 
+// Null pointers: a scale of 1, a shift of 0, no residual, which lies as y does.
+template <typename T>
+struct SimpleEpilogue {
+  using Acc = typename Accumulator<T>::type;
+
+  const Acc* scale;
+  const Acc* shift;
+  const T* residual;
+  bool relu;
+};
+
 template <typename T>
 struct SimpleArgs {
   using Element = T;
@@ -50,6 +62,7 @@ struct SimpleArgs {
   View<T> x, w, y;
   const T* bias;
   int64_t bias_stride;
+  SimpleEpilogue<T> epilogue;
 };
 
 struct Position {
@@ -80,6 +93,45 @@ GROUPED_CONV_HOST_DEVICE Position position(const View<T>& view, int64_t index, i
   return at;
 }
 
+// What the epilogue makes of a sum that goes to an element of y.
+template <typename T>
+GROUPED_CONV_HOST_DEVICE T finished(const SimpleArgs<T>& args, typename SimpleArgs<T>::Acc sum,
+                                    int64_t channel, const T& target) {
+  const SimpleEpilogue<T>& e = args.epilogue;
+  if (e.scale) sum *= e.scale[channel];
+  if (e.shift) sum += e.shift[channel];
+  if (e.residual) {
+    sum += static_cast<typename SimpleArgs<T>::Acc>(e.residual[&target - args.y.data]);
+  }
+  return static_cast<T>(e.relu && sum < 0 ? 0 : sum);  // NaN stays
+}
+
+// The epilogue on an element of y that is there already.
+template <typename T>
+GROUPED_CONV_HOST_DEVICE void epilogue_element(const SimpleArgs<T>& args, int64_t index) {
+  const ConvProblem& p = args.problem;
+  const Position at = position(args.y, index, p.K, p.P, p.Q);
+  T& y = args.y(at.n, at.c, at.h, at.w);
+  y = finished(args, static_cast<typename SimpleArgs<T>::Acc>(y), at.c, y);
+}
+
+// The part of the sum of a channel of y, or of its squared deviations from a mean, that comes from
+// pixels first, first + step, ...
+template <typename T>
+GROUPED_CONV_HOST_DEVICE typename SimpleArgs<T>::Acc statistics_partial(
+    const SimpleArgs<T>& args, int64_t channel, const typename SimpleArgs<T>::Acc* mean,
+    int64_t first, int64_t step) {
+  using Acc = typename SimpleArgs<T>::Acc;
+  const ConvProblem& p = args.problem;
+  Acc sum = 0;
+  for (int64_t i = first; i < p.N * p.P * p.Q; i += step) {
+    const int64_t np = i / p.Q;
+    const Acc value = static_cast<Acc>(args.y(np / p.P, channel, np % p.P, i % p.Q));
+    sum += mean ? (value - *mean) * (value - *mean) : value;
+  }
+  return sum;
+}
+
 template <typename T>
 GROUPED_CONV_HOST_DEVICE void fprop_simple_element(const SimpleArgs<T>& args, int64_t index) {
   using Acc = typename SimpleArgs<T>::Acc;
@@ -100,7 +152,8 @@ GROUPED_CONV_HOST_DEVICE void fprop_simple_element(const SimpleArgs<T>& args, in
       }
     }
   }
-  args.y(at.n, at.c, at.h, at.w) = static_cast<T>(sum);
+  T& y = args.y(at.n, at.c, at.h, at.w);
+  y = finished(args, sum, at.c, y);
 }
 
 template <typename T>
@@ -173,23 +226,57 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    wgrad_simple_kernel(const SimpleArgs<T> args, int64_t count) {
-  using Acc = typename SimpleArgs<T>::Acc;
+    epilogue_kernel(const SimpleArgs<T> args, int64_t count) {
+  const int64_t step = int64_t(gridDim.x) * kThreads;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step) {
+    epilogue_element(args, i);
+  }
+}
+
+// The sum of what the threads of a block pass, for all of them.
+template <typename Acc>
+__device__ Acc sum_of_block(Acc own) {
   static_assert((kThreads & (kThreads - 1)) == 0, "the tree halves the number of threads");
   __shared__ Acc partial[kThreads];
+  partial[threadIdx.x] = own;
+  __syncthreads();
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
+    __syncthreads();
+  }
+  const Acc total = partial[0];
+  __syncthreads();
+  return total;
+}
+
+// A block for each channel, in two passes: the mean first.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    statistics_kernel(const SimpleArgs<T> args, typename SimpleArgs<T>::Acc* sums,
+                      typename SimpleArgs<T>::Acc* squares) {
+  using Acc = typename SimpleArgs<T>::Acc;
+  const ConvProblem& p = args.problem;
+  for (int64_t k = blockIdx.x; k < p.K; k += gridDim.x) {
+    const Acc sum = sum_of_block(statistics_partial<T>(args, k, nullptr, threadIdx.x, kThreads));
+    const Acc mean = sum / Acc(p.N * p.P * p.Q);
+    const Acc rest = sum_of_block(statistics_partial<T>(args, k, &mean, threadIdx.x, kThreads));
+    if (threadIdx.x == 0) {
+      sums[k] = sum;
+      squares[k] = rest;
+    }
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    wgrad_simple_kernel(const SimpleArgs<T> args, int64_t count) {
   const ConvProblem& p = args.problem;
   for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
     const Position weight = position(args.w, i, p.C / p.G, p.R, p.S);
-    partial[threadIdx.x] = wgrad_simple_partial(args, weight, threadIdx.x, kThreads);
-    __syncthreads();
-    for (int half = kThreads / 2; half > 0; half /= 2) {
-      if (threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
-      __syncthreads();
-    }
+    const auto sum = sum_of_block(wgrad_simple_partial(args, weight, threadIdx.x, kThreads));
     if (threadIdx.x == 0) {
-      args.w(weight.n, weight.c, weight.h, weight.w) = static_cast<T>(partial[0]);
+      args.w(weight.n, weight.c, weight.h, weight.w) = static_cast<T>(sum);
     }
-    __syncthreads();
   }
 }
 

@@ -10,8 +10,11 @@ namespace grouped_conv::cuda {
 namespace {
 
 template <int kId, typename T>
-std::vector<simt::Report> launch(const PassArgs& pass, void*, int sm_count,
+std::vector<simt::Report> launch(const PassArgs& pass, void* workspace, int sm_count,
                                  const simt::Options& options) {
+  if (tail_of(pass) != Tail::kNone) {
+    return launch_with_tail(pass, kId, workspace, sm_count, options);
+  }
   const RowstreamPlan plan = plan_rowstream(kId, pass.pass, pass.problem, sm_count);
   const RowstreamArgs args = make_rowstream_args(pass, plan);
   const RowstreamLaunch shape = rowstream_launch(plan);
@@ -19,7 +22,7 @@ std::vector<simt::Report> launch(const PassArgs& pass, void*, int sm_count,
     if constexpr (kRowstreamConfigs[kId].walk == Walk::kDgradStride2) {
       dgrad_rowstream_kernel<kId, T>(args);
     } else {
-      fprop_rowstream_kernel<kId, T>(args);
+      fprop_rowstream_kernel<kId, T, Tail::kNone>(args);
     }
   })};
 }
@@ -34,8 +37,13 @@ EmulatedKernel emulated(Pass pass, DType dtype) {
                        ? ""
                        : "rowstream_supports() says no";
           },
-          [](const ConvProblem&, int) -> int64_t { return 0; },
-          launch<kId, T>};
+          [pass](const ConvProblem& p, int sm_count) -> int64_t {
+            const RowstreamPlan plan = plan_rowstream(kId, pass, p, sm_count);
+            return statistics_bytes(statistics_rows_of(plan), p.K);
+          },
+          launch<kId, T>,
+          pass == Pass::kFprop && rowstream_has(kRowstreamConfigs[kId], Tail::kAffine),
+          pass == Pass::kFprop && rowstream_has(kRowstreamConfigs[kId], Tail::kStatistics)};
 }
 
 // A configuration of stride 1 computes both passes.

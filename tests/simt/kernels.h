@@ -25,9 +25,17 @@ struct EmulatedKernel {
   std::function<std::vector<simt::Report>(const PassArgs&, void* workspace, int sm_count,
                                           const simt::Options&)>
       launch;
+  // Whether it takes the epilogue and the statistics of its arguments.
+  bool takes_epilogue = false;
+  bool takes_statistics = false;
 };
 
 std::vector<EmulatedKernel> conv_kernels();  // fprop and dgrad
 std::vector<EmulatedKernel> wgrad_kernels();
+
+// fprop by a configuration of the row-streaming kernels, with the epilogue or the statistics of the
+// arguments.
+std::vector<simt::Report> launch_with_tail(const PassArgs& args, int config, void* workspace,
+                                           int sm_count, const simt::Options& options);
 
 }  // namespace grouped_conv::cuda

@@ -55,7 +55,11 @@ class Session {
         x_("x", bytes(p_.N * p_.H * p_.W * p_.C), use(Pass::kDgrad)),
         w_("w", bytes(p_.K * p_.c_per_group() * p_.R * p_.S), use(Pass::kWgrad)),
         y_("y", bytes(p_.N * p_.P * p_.Q * p_.K), use(Pass::kFprop)),
-        bias_("bias", bytes(p_.K), simt::Buffer::Use::kInput) {
+        bias_("bias", bytes(p_.K), simt::Buffer::Use::kInput),
+        scale_("scale", 2 * bytes(p_.K), simt::Buffer::Use::kInput),
+        shift_("shift", 2 * bytes(p_.K), simt::Buffer::Use::kInput),
+        sum_("sum", 2 * bytes(p_.K), simt::Buffer::Use::kOutput),
+        squares_("squares", 2 * bytes(p_.K), simt::Buffer::Use::kOutput) {
     const std::string why = kernel.refusal(p_);
     if (!why.empty()) throw std::invalid_argument(why);
     workspace_.emplace("workspace", size_t(kernel.workspace_bytes(p_, sm_count)),
@@ -63,18 +67,30 @@ class Session {
   }
 
   std::vector<simt::Report> run(const simt::Options& options) {
-    const PassArgs args{kernel_.pass,
-                        p_,
-                        kernel_.dtype,
-                        nhwc(x_.device<void>(), p_.C, p_.H, p_.W),
-                        weights(w_.device<void>(), p_, channels_last_),
-                        nhwc(y_.device<void>(), p_.K, p_.P, p_.Q),
-                        bias_given_ ? bias_.device<void>() : nullptr,
-                        1};
+    PassArgs args{kernel_.pass,
+                  p_,
+                  kernel_.dtype,
+                  nhwc(x_.device<void>(), p_.C, p_.H, p_.W),
+                  weights(w_.device<void>(), p_, channels_last_),
+                  nhwc(y_.device<void>(), p_.K, p_.P, p_.Q),
+                  bias_given_ ? bias_.device<void>() : nullptr,
+                  1};
+    args.epilogue.relu = relu;
+    if (affine) {
+      args.epilogue.scale = scale_.device<void>();
+      args.epilogue.shift = shift_.device<void>();
+    }
+    if (statistics) args.statistics = {sum_.device<void>(), squares_.device<void>()};
     return kernel_.launch(args, workspace_->device<void>(), sm_count_, options);
   }
 
+  // What fprop shall do beside the convolution.
+  bool affine = false;
+  bool relu = false;
+  bool statistics = false;
+
   bool complete() const {
+    if (statistics && !(sum_.complete() && squares_.complete())) return false;
     return (kernel_.pass == Pass::kDgrad ? x_ : kernel_.pass == Pass::kWgrad ? w_ : y_).complete();
   }
 
@@ -82,6 +98,10 @@ class Session {
   simt::Buffer& w() { return w_; }
   simt::Buffer& y() { return y_; }
   simt::Buffer& bias() { return bias_; }
+  simt::Buffer& scale() { return scale_; }
+  simt::Buffer& shift() { return shift_; }
+  simt::Buffer& sum() { return sum_; }
+  simt::Buffer& squares() { return squares_; }
 
  private:
   static size_t bytes(int64_t elements) { return size_t(elements) * sizeof(uint16_t); }
@@ -93,16 +113,15 @@ class Session {
   ConvProblem p_;
   bool bias_given_, channels_last_;
   int sm_count_;
-  simt::Buffer x_, w_, y_, bias_;
+  simt::Buffer x_, w_, y_, bias_, scale_, shift_, sum_, squares_;
   std::optional<simt::Buffer> workspace_;
 };
 
 // A buffer's memory itself, which lives as long as the session.
-template <simt::Buffer& (Session::*buffer)()>
-py::array_t<uint16_t> view(const py::object& session) {
+template <simt::Buffer& (Session::*buffer)(), typename T = uint16_t>
+py::array_t<T> view(const py::object& session) {
   simt::Buffer& memory = (session.cast<Session&>().*buffer)();
-  return py::array_t<uint16_t>(py::ssize_t(memory.bytes() / sizeof(uint16_t)),
-                               memory.host<uint16_t>(), session);
+  return py::array_t<T>(py::ssize_t(memory.bytes() / sizeof(T)), memory.host<T>(), session);
 }
 
 const char* name(Pass pass) {
@@ -165,6 +184,14 @@ PYBIND11_MODULE(_simt, m) {
       .def_property_readonly("w", &view<&Session::w>)
       .def_property_readonly("y", &view<&Session::y>)
       .def_property_readonly("bias", &view<&Session::bias>)
+      .def_property_readonly("scale", &view<&Session::scale, float>)
+      .def_property_readonly("shift", &view<&Session::shift, float>)
+      .def_property_readonly("sum", &view<&Session::sum, float>)
+      .def_property_readonly("squares", &view<&Session::squares, float>)
+      .def_readwrite("affine", &Session::affine, "fprop: whether scale and shift are applied.")
+      .def_readwrite("relu", &Session::relu)
+      .def_readwrite("statistics", &Session::statistics,
+                     "fprop: whether sum and squares are written.")
       .def_property_readonly("complete", &Session::complete,
                              "Whether each element that the pass writes was written.")
       .def(
@@ -189,6 +216,8 @@ PYBIND11_MODULE(_simt, m) {
                              [](const EmulatedKernel& k) {
                                return k.dtype == DType::kFloat16 ? "float16" : "bfloat16";
                              })
+      .def_readonly("takes_epilogue", &EmulatedKernel::takes_epilogue)
+      .def_readonly("takes_statistics", &EmulatedKernel::takes_statistics)
       .def("refusal",
            [](const EmulatedKernel& k, const std::vector<int64_t>& extents) {
              return k.refusal(make_problem(extents));

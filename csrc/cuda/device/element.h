@@ -2,6 +2,8 @@
 // the first in the low half.
 #pragma once
 
+#include <cmath>
+
 #include "cuda/device/platform.h"
 
 namespace grouped_conv::cuda {
@@ -20,6 +22,9 @@ namespace device {
 
 GC_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
 GC_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+
+// a * b + c, rounded once.
+GC_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
 // Rounds to nearest even; overflow gives infinity, NaN the canonical 0x7fff.
 template <typename T>
@@ -54,6 +59,8 @@ GC_DEVICE float to_float<BFloat16>(uint16_t bits) {
 
 inline uint32_t bits_of(float value) { return std::bit_cast<uint32_t>(value); }
 inline float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
+
+inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 
 template <typename T>
 uint32_t pack2(float low, float high);
