@@ -25,12 +25,12 @@ using TileAccumulators = float[Traits::kTiles][Traits::kSlabs][4];
 // A row of input at stride 1, for all tiles of the warp: tap row 2 finishes `older`, tap row 1 goes
 // to `newer`, and tap row 0 begins a sum that takes the place of `older`. The first row of an image
 // has no older outputs of its own: there `older` is the last line of the image before, finished
-// already.
-template <class Traits>
+// already. put(sums, tile) takes what is finished.
+template <class Traits, typename Put>
 GC_DEVICE void unit_stride_row(TileAccumulators<Traits>& older, TileAccumulators<Traits>& newer,
                                const WeightTile<Traits>& weights, const Start<Traits>& start,
                                bool first, uint32_t input, uint32_t input_of_single,
-                               uint32_t output) {
+                               const Put& put) {
   constexpr int kAtOnce = Traits::kTilesAtOnce;
   constexpr uint32_t kTileBytes = 16 * 16;
   GC_UNROLL
@@ -47,7 +47,7 @@ GC_DEVICE void unit_stride_row(TileAccumulators<Traits>& older, TileAccumulators
     GC_UNROLL
     for (int i = 0; i < kAtOnce; ++i) {
       accumulate<Traits>(newer[base + i], tile[i], weights, 1);
-      put<Traits>(older[base + i], output + (base + i) * kTileBytes);
+      put(older[base + i], base + i);
       start.set(older[base + i]);
       accumulate<Traits>(older[base + i], tile[i], weights, 0);
     }
@@ -55,11 +55,11 @@ GC_DEVICE void unit_stride_row(TileAccumulators<Traits>& older, TileAccumulators
 }
 
 // A pair of rows at stride 2: tap rows 1 and 2 finish `sum`, tap row 0 of the second row begins the
-// next one.
-template <class Traits>
+// next one. put: as above.
+template <class Traits, typename Put>
 GC_DEVICE void stride_2_rows(TileAccumulators<Traits>& sum, const WeightTile<Traits>& weights,
                              const Start<Traits>& start, uint32_t input, uint32_t input_of_single,
-                             uint32_t output) {
+                             const Put& put) {
   constexpr uint32_t kTileBytes = 16 * 16;
   constexpr uint32_t kRowBytes = Traits::kInputRowBytes;
   GC_UNROLL
@@ -70,7 +70,7 @@ GC_DEVICE void stride_2_rows(TileAccumulators<Traits>& sum, const WeightTile<Tra
     accumulate<Traits>(sum[i], tile, weights, 1);
     tile.load(input + kRowBytes + offset, input_of_single + kRowBytes + offset);
     accumulate<Traits>(sum[i], tile, weights, 2);
-    put<Traits>(sum[i], output + offset);
+    put(sum[i], i);
     start.set(sum[i]);
     accumulate<Traits>(sum[i], tile, weights, 0);
   }
@@ -120,12 +120,15 @@ fprop_rowstream_kernel(GC_GRID_CONSTANT const RowstreamArgs args) {
     if (finished) lines.store(buffer ^ Traits::kLineBytes);
 
     const bool first = row == 0;
+    const auto put_line = [&](const SlabAccumulators<Traits>& sum, int tile) {
+      put<Traits>(sum, output + buffer + tile * 16 * 16);
+    };
     if constexpr (kUnit) {
       unit_stride_row<Traits>(older, newer, weights, start, first, input + stage,
-                              input_of_single + stage, output + buffer);
+                              input_of_single + stage, put_line);
     } else {
       stride_2_rows<Traits>(older, weights, start, input + stage, input_of_single + stage,
-                            output + buffer);
+                            put_line);
     }
     finished = (first && work.steps.tail && index > 0) || row >= work.steps.lead;
 

@@ -25,9 +25,11 @@ struct EmulatedKernel {
   std::function<std::vector<simt::Report>(const PassArgs&, void* workspace, int sm_count,
                                           const simt::Options&)>
       launch;
+  bool planar = false;  // x and y are NCHW, else NHWC
 };
 
 std::vector<EmulatedKernel> conv_kernels();  // fprop and dgrad
+std::vector<EmulatedKernel> nchw_kernels();
 std::vector<EmulatedKernel> wgrad_kernels();
 
 }  // namespace grouped_conv::cuda
