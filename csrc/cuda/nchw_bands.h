@@ -42,17 +42,11 @@ constexpr int pitch_of(int bytes, int above, int unit) {
   return bytes <= above ? above : round_up(bytes - above, unit) + above;
 }
 
-// The number of threads that leaves fewest of them idle.
+// How many threads share a run of words: as many as find work for four fifths of their turns.
 constexpr int lanes_log2_of(int words) {
-  int best = 0;
-  int least = words;
-  for (int log2 = 1; log2 <= 5; ++log2) {
-    const int taken = round_up(words, 1 << log2);
-    if (taken > least) continue;
-    best = log2;
-    least = taken;
-  }
-  return best;
+  int log2 = 5;
+  while (log2 > 1 && 4 * round_up(words, 1 << log2) > 5 * words) --log2;
+  return log2;
 }
 
 // Bands of `steps` steps. Pitches keep lanes that look at neighbouring planes or images at the same
@@ -103,8 +97,10 @@ constexpr NchwBands cut_bands(const NchwTile& tile, int most_bytes) {
   int steps = std::max(kMostRows / tile.rows_of_step, 1);
   while (steps > 0 && bands_of(tile, runs, steps).bytes > most_bytes) --steps;
   if (steps == 0) return {};
-  // Bands that all begin as the first one does.
-  const int unit = 16 / std::gcd(16, 2 * tile.width * tile.rows_of_step);
+  // Bands that all begin as the first one does, from a sector on if they can.
+  const int row_bytes = 2 * tile.width * tile.rows_of_step;
+  const int sectors = 32 / std::gcd(32, row_bytes);
+  const int unit = sectors <= steps ? sectors : 16 / std::gcd(16, row_bytes);
   if (steps > unit) steps = steps / unit * unit;
   return bands_of(tile, runs, steps);
 }

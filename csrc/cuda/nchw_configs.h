@@ -34,14 +34,24 @@ inline constexpr RowstreamConfig kNchwConfigs[] = {
 // clang-format on
 inline constexpr int kNchwConfigCount = int(std::size(kNchwConfigs));
 
-// Of a band, of which a block has two of input and one of output.
-inline constexpr int kNchwBandBytes = 27 * 1024;
+// What a band may take; a block has two of input and one of output, beside its stages. In all it is
+// what a block can have on sm_86, sm_89 and sm_120.
+constexpr int nchw_band_bytes(const RowstreamConfig& config) {
+  constexpr int kMost = 27 * 1024;  // whole images of 7x7
+  constexpr int kShared = 99 * 1024;
+  return std::min(kMost, (kShared - config.stages * config.stage_bytes()) / 3);
+}
 
 // The weights lie in the band of output before there is any, or, large ones, at the very beginning.
 constexpr int nchw_shared_bytes(const RowstreamConfig& config, int input_bytes, int output_bytes) {
   const int before = 2 * input_bytes + config.stages * config.stage_bytes();
   if (config.weights_first()) return std::max(before + output_bytes, config.weight_bytes());
   return before + std::max(output_bytes, config.weight_bytes());
+}
+
+// Of any plan.
+constexpr int most_nchw_shared_bytes(const RowstreamConfig& config) {
+  return nchw_shared_bytes(config, nchw_band_bytes(config), nchw_band_bytes(config));
 }
 
 struct NchwPlan {
@@ -67,13 +77,13 @@ constexpr void cut_plan_bands(NchwPlan& plan, Pass pass, const ConvProblem& p) {
   tile.columns = strips ? config.input_runs() * (plan.tiles.strip + config.halo()) : tile.width;
   tile.rows_of_step = config.input_rows();
   tile.image_slots = config.input_runs() * plan.tiles.pitch;
-  plan.input = cut_bands(tile, kNchwBandBytes);
+  plan.input = cut_bands(tile, nchw_band_bytes(config));
   tile.height = int(fprop ? p.P : p.H);
   tile.width = int(fprop ? p.Q : p.W);
   tile.columns = strips ? config.output_runs() * plan.tiles.strip : tile.width;
   tile.rows_of_step = config.output_rows();
   tile.image_slots = config.output_runs() * plan.tiles.pitch;
-  plan.output = cut_bands(tile, kNchwBandBytes);
+  plan.output = cut_bands(tile, nchw_band_bytes(config));
 }
 
 // Whether `config` computes the pass.

@@ -76,12 +76,15 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y,
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   const DType dtype = dtype_of(x);
-  const bool fast = suggests_channels_last(x) && rowstream_refusal(pass, problem, dtype) == nullptr;
+  const bool channels_last = suggests_channels_last(x);
+  const Layout layout = channels_last ? Layout::kChannelsLast : Layout::kPlanar;
+  const bool fast = rowstream_refusal(pass, problem, dtype, layout) == nullptr;
   if (fast) {
     // What the pass writes is fresh, hence dense and aligned already.
-    if (pass != Pass::kDgrad) x = readable(x, MemoryFormat::ChannelsLast);
+    const auto format = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+    if (pass != Pass::kDgrad) x = readable(x, format);
     if (pass != Pass::kWgrad) w = readable_weight(w);
-    if (pass != Pass::kFprop) y = readable(y, MemoryFormat::ChannelsLast);
+    if (pass != Pass::kFprop) y = readable(y, format);
   }
   const PassArgs args{pass,
                       problem,
@@ -97,7 +100,7 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y,
   }
   DeviceTraits traits{};
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&traits.sm_count, cudaDevAttrMultiProcessorCount, device));
-  const FastPlan plan = plan_fast(pass, problem, traits);
+  const FastPlan plan = plan_fast(pass, problem, traits, layout);
   // The allocator hands memory out again in the order of the stream: freeing it here is safe.
   std::optional<Tensor> workspace;
   if (plan.workspace_bytes > 0) {
