@@ -101,25 +101,53 @@ std::vector<py::dict> cuda_kernels() {
   return kernels;
 }
 
+std::vector<py::dict> nchw_kernels() {
+  std::vector<py::dict> kernels;
+  for (const cuda::RowstreamConfig& config : cuda::kNchwConfigs) {
+    py::dict kernel;
+    const int stride = config.walk == cuda::Walk::kUnitStride ? 1 : 2;
+    std::vector<std::string> passes;
+    for (const auto& [name, pass] : kPasses) {
+      if (cuda::rowstream_runs(config.walk, pass, stride)) passes.push_back(name);
+    }
+    kernel["name"] = config.name;
+    kernel["passes"] = passes;
+    kernel["c_per_group"] = config.c_per_group;
+    kernel["stride"] = stride;
+    kernel["threads"] = config.threads();
+    kernel["shared_bytes"] = cuda::most_nchw_shared_bytes(config);
+    kernel["blocks_per_sm"] = config.blocks_per_sm;
+    kernels.push_back(kernel);
+  }
+  return kernels;
+}
+
+cuda::Layout layout_of(bool channels_last) {
+  return channels_last ? cuda::Layout::kChannelsLast : cuda::Layout::kPlanar;
+}
+
 std::optional<std::string> rowstream_refusal(const std::string& pass,
                                              const std::vector<int64_t>& extents,
-                                             const std::string& dtype) {
+                                             const std::string& dtype, bool channels_last) {
   const std::map<std::string, cuda::DType> dtypes = {{"float32", cuda::DType::kFloat32},
                                                      {"bfloat16", cuda::DType::kBFloat16},
                                                      {"float16", cuda::DType::kFloat16},
                                                      {"float64", cuda::DType::kFloat64}};
-  const char* reason =
-      cuda::rowstream_refusal(kPasses.at(pass), problem_of(extents), dtypes.at(dtype));
+  const char* reason = cuda::rowstream_refusal(kPasses.at(pass), problem_of(extents),
+                                               dtypes.at(dtype), layout_of(channels_last));
   return reason != nullptr ? std::optional<std::string>(reason) : std::nullopt;
 }
 
-py::dict plan_fast(const std::string& pass, const std::vector<int64_t>& extents, int sm_count) {
+py::dict plan_fast(const std::string& pass, const std::vector<int64_t>& extents, int sm_count,
+                   bool channels_last) {
   const ConvProblem problem = problem_of(extents);
-  if (cuda::rowstream_refusal(kPasses.at(pass), problem, cuda::DType::kFloat16) != nullptr) {
+  const cuda::Layout layout = layout_of(channels_last);
+  if (cuda::rowstream_refusal(kPasses.at(pass), problem, cuda::DType::kFloat16, layout) !=
+      nullptr) {
     throw std::invalid_argument("the row-streaming kernels do not take this problem");
   }
   if (sm_count < 1) throw std::invalid_argument("expected a positive number of multiprocessors");
-  const cuda::FastPlan plan = cuda::plan_fast(kPasses.at(pass), problem, {sm_count});
+  const cuda::FastPlan plan = cuda::plan_fast(kPasses.at(pass), problem, {sm_count}, layout);
   py::dict dict;
   dict["name"] = plan.name;
   dict["blocks"] = plan.blocks;
@@ -148,13 +176,17 @@ PYBIND11_MODULE(_C, m) {
       "Why the direct CPU kernels do not take a problem (N, C, H, W, K, R, S, G, padding, stride, "
       "dilation, flat), or None.");
   m.def("cuda_kernels", &grouped_conv::cuda_kernels,
-        "Configurations of the row-streaming CUDA kernels, those of fprop and dgrad first.");
+        "Configurations of the row-streaming CUDA kernels for NHWC tensors, those of fprop and "
+        "dgrad first.");
+  m.def("nchw_kernels", &grouped_conv::nchw_kernels,
+        "Configurations of the row-streaming CUDA kernels of fprop and dgrad for NCHW tensors; "
+        "shared_bytes are the most that a problem needs.");
   m.def("rowstream_refusal", &grouped_conv::rowstream_refusal, py::arg("which"), py::arg("extents"),
-        py::arg("dtype"),
+        py::arg("dtype"), py::arg("channels_last") = true,
         "Why the row-streaming CUDA kernels do not take a pass (fprop, dgrad, wgrad) of a problem, "
-        "extents as in direct_refusal, with NHWC operands; or None.");
+        "extents as in direct_refusal, with NHWC or NCHW operands; or None.");
   m.def("plan_fast", &grouped_conv::plan_fast, py::arg("which"), py::arg("extents"),
-        py::arg("sm_count"),
+        py::arg("sm_count"), py::arg("channels_last") = true,
         "Kernel, grid and workspace of a pass that rowstream_refusal does not refuse.");
   m.def("output_extent", &grouped_conv::ConvProblem::output_extent, py::arg("size"),
         py::arg("kernel"), py::arg("padding"), py::arg("stride"), py::arg("dilation"),

@@ -36,11 +36,12 @@ SCHEDULERS = 4  # warp instructions in a cycle
 
 @dataclass(frozen=True)
 class Row:
-    """One pass of one layer at one batch size, float16."""
+    """One pass of one layer at one batch size, float16, NHWC or, if ``planar``, NCHW."""
 
     layer: Layer
     pass_name: Pass
     batch: int
+    planar: bool = False
 
     @property
     def problem(self) -> ConvProblem:
@@ -48,11 +49,13 @@ class Row:
 
     @cached_property
     def plan(self) -> Any:
-        return _C.plan_fast(self.pass_name, emulator.extents(self.problem), SM)
+        extents = emulator.extents(self.problem)
+        return _C.plan_fast(self.pass_name, extents, SM, channels_last=not self.planar)
 
     @cached_property
     def config(self) -> Any:
-        (config,) = [c for c in _C.cuda_kernels() if c["name"] == self.plan["name"]]
+        table = _C.nchw_kernels() if self.planar else _C.cuda_kernels()
+        (config,) = [c for c in table if c["name"] == self.plan["name"]]
         return config
 
     @cached_property
@@ -60,7 +63,7 @@ class Row:
         """The counts of each launch."""
         (kernel,) = [
             k
-            for k in emulator.kernels(self.pass_name)
+            for k in emulator.kernels(self.pass_name, planar=self.planar)
             if k.name == self.plan["name"] and k.dtype == "float16"
         ]
         session = kernel.session(emulator.extents(self.problem), sm_count=SM)
@@ -177,8 +180,8 @@ TEXT = """\
 
 Printed by `python tests/cuda_counts.py`. Nothing here was measured on a GPU.
 
-The source of the kernels runs in the emulator (`tests/simt`), float16, NHWC, on the layers of
-ResNeXt-50 32x4d; the first {most} blocks of each grid stand for all of it. A tile is 16 pixels of 8
+The source of the kernels runs in the emulator (`tests/simt`), float16, on the layers of
+ResNeXt-50 32x4d, NHWC and, with kernels named nchw, NCHW; the first {most} blocks of each grid stand for all of it. A tile is 16 pixels of 8
 channels of y (fprop, wgrad) or dx (dgrad).
 
 - **DRAM / min**: 32-byte sectors touched, each once in a launch, over those of x, w and y. wgrad's
@@ -200,8 +203,10 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="*", default=list(BATCHES))
     batches = parser.parse_args().batches
     rows = [
-        Row(layer, pass_name, n)
+        Row(layer, pass_name, n, planar)
+        for planar in (False, True)
         for pass_name in PASSES
+        if not planar or pass_name != "wgrad"
         for layer in network("resnext50")
         for n in batches
     ]

@@ -66,9 +66,16 @@ def module() -> Any:
     return loaded
 
 
-def kernels(pass_name: str | None = None) -> list[Any]:
-    """All kernels of a pass, or of all passes; each has name, pass_name, dtype, refusal, run."""
-    return [k for k in module().kernels() if pass_name in (None, k.pass_name)]
+def kernels(pass_name: str | None = None, *, planar: bool = False) -> list[Any]:
+    """All kernels of a pass, or of all passes, for NHWC or, if ``planar``, for NCHW.
+
+    Each has name, pass_name, dtype, planar, refusal, run.
+    """
+    return [
+        k
+        for k in module().kernels()
+        if pass_name in (None, k.pass_name) and k.planar == planar
+    ]
 
 
 def extents(p: ConvProblem) -> list[int]:
@@ -154,7 +161,8 @@ def run(
     for name in ("x", "w", "y", "bias"):
         t = getattr(operands, name)
         if name != written and t is not None:
-            getattr(session, name)[:] = _bits(t, channels_last or name != "w")
+            by_pixel = channels_last if name == "w" else not kernel.planar
+            getattr(session, name)[:] = _bits(t, by_pixel)
     session.statistics, session.relu = statistics, operands.relu
     if operands.scale is not None:
         session.affine = True
@@ -164,7 +172,7 @@ def run(
     bits = torch.from_numpy(getattr(session, written).view(np.int16))
     output = bits.view(DTYPES[kernel.dtype])
     n, c, h, w = {"y": p.output_size, "x": p.input_size, "w": p.weight_size}[written]
-    if written != "w" or channels_last:
+    if channels_last if written == "w" else not kernel.planar:
         output = output.reshape(n, h, w, c).permute(0, 3, 1, 2)
     output = output.reshape(n, c, h, w)
     return Outcome(output, session.complete, launches, found if statistics else None)

@@ -183,11 +183,9 @@ constexpr void cut_blocks(RowstreamPlan& plan, const ConvProblem& p, int row_str
 }
 
 // Cuts a problem into tiles and lines, with a block for each tile.
-constexpr RowstreamPlan cut_tiles(int config_index, Pass pass, const ConvProblem& p) {
-  const RowstreamConfig& config = kRowstreamConfigs[config_index];
+constexpr RowstreamPlan cut_tiles(const RowstreamConfig& config, Pass pass, const ConvProblem& p) {
   const bool fprop = pass == Pass::kFprop;
   RowstreamPlan plan{};
-  plan.config = config_index;
 
   // Neighbouring images share the padding between them.
   int64_t pitch = 0;
@@ -226,9 +224,9 @@ constexpr RowstreamPlan cut_tiles(int config_index, Pass pass, const ConvProblem
 
 // Bytes that pass through the busiest multiprocessor: rows of input and output, and the weights of
 // each block; more where it has few warps, and so hides less of its latencies.
-constexpr int64_t rowstream_cost(const RowstreamPlan& plan, int sm_count) {
+constexpr int64_t rowstream_cost(const RowstreamConfig& config, const RowstreamPlan& plan,
+                                 int sm_count) {
   constexpr int kStepsToStart = 3;  // until the first rows arrive
-  const RowstreamConfig& config = kRowstreamConfigs[plan.config];
   const int halo_steps = plan.row_strips > 1 ? config.halo() : 0;
   const int64_t steps = int64_t(plan.tiles) * (plan.row_strip + halo_steps) + kStepsToStart;
   // At stride 1 a slot of a step is one pixel in and one out, at stride 2 four and one.
@@ -240,13 +238,13 @@ constexpr int64_t rowstream_cost(const RowstreamPlan& plan, int sm_count) {
   return bytes + (warps < 8 ? bytes / 2 : warps < 16 ? bytes / 8 : 0);
 }
 
-// The cheapest cut for a configuration.
-constexpr RowstreamPlan plan_rowstream(int config_index, Pass pass, const ConvProblem& p,
-                                       int sm_count) {
+// The cheapest way to deal out the tiles of a cut to blocks.
+constexpr RowstreamPlan deal_out(const RowstreamConfig& config, RowstreamPlan plan,
+                                 const ConvProblem& p, int sm_count) {
   constexpr int kMostRowStrips = 64;
   constexpr int kMostRounds = 8;  // blocks of a multiprocessor
   RowstreamPlan best{};
-  RowstreamPlan plan = cut_tiles(config_index, pass, p);
+  cut_blocks(plan, p, 1, 1);
   const int64_t all_tiles = plan.tile_blocks;
   for (int row_strips = 1; row_strips <= kMostRowStrips; ++row_strips) {
     cut_blocks(plan, p, row_strips, 1);
@@ -256,12 +254,21 @@ constexpr RowstreamPlan plan_rowstream(int config_index, Pass pass, const ConvPr
       const int64_t wanted = std::max<int64_t>(rounds * sm_count / blocks_of_tile, 1);
       const int64_t tile_blocks = std::min(wanted, all_tiles);
       cut_blocks(plan, p, row_strips, int(ceil_of(all_tiles, tile_blocks)));
-      plan.cost = rowstream_cost(plan, sm_count);
+      plan.cost = rowstream_cost(config, plan, sm_count);
       if (best.cost == 0 || plan.cost < best.cost) best = plan;
       if (tile_blocks == all_tiles) break;
     }
   }
   return best;
+}
+
+// The cheapest cut for a configuration.
+constexpr RowstreamPlan plan_rowstream(int config_index, Pass pass, const ConvProblem& p,
+                                       int sm_count) {
+  const RowstreamConfig& config = kRowstreamConfigs[config_index];
+  RowstreamPlan plan = cut_tiles(config, pass, p);
+  plan.config = config_index;
+  return deal_out(config, plan, p, sm_count);
 }
 
 // The best of the plans of all configurations that compute the pass; there must be one.

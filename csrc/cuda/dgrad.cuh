@@ -24,17 +24,16 @@ struct ColumnPhases {
 
 // A row of dy for all tiles of the warp. `carried` has tap row 2 of the row before, and receives
 // that of this one. Where `last_line` holds, the row is an image's first and `carried` is the last
-// line of the image before, finished already.
-template <class Traits>
+// line of the image before, finished already. put(sums, tile, row, run) takes what is finished: of
+// the line's row, its columns.
+template <class Traits, typename Put>
 GC_DEVICE void dgrad_stride_2_row(ColumnPhases<Traits> (&carried)[Traits::kTiles],
                                   const WeightTile<Traits>& weights, bool first, bool last_line,
-                                  uint32_t input, uint32_t output) {
+                                  uint32_t input, const Put& put) {
   constexpr uint32_t kTileBytes = 16 * 16;
-  constexpr uint32_t kRunBytes = Traits::kOutputRunBytes;
   GC_UNROLL
   for (int i = 0; i < Traits::kTiles; ++i) {
     ColumnPhases<Traits>& even_row = carried[i];
-    const uint32_t target = output + i * kTileBytes;
     InputTile<Traits> tile;
     tile.load(input + i * kTileBytes, 0);
     if (!last_line) {
@@ -45,16 +44,16 @@ GC_DEVICE void dgrad_stride_2_row(ColumnPhases<Traits> (&carried)[Traits::kTiles
       accumulate_even<Traits>(even_row.even, tile, weights, 0);
       accumulate_odd<Traits>(even_row.odd, tile, weights, 0);
     }
-    put<Traits>(even_row.even, target);
-    put<Traits>(even_row.odd, target + kRunBytes);
+    put(even_row.even, i, 0, 0);
+    put(even_row.odd, i, 0, 1);
 
     ColumnPhases<Traits> odd_row;
     set_zero<Traits>(odd_row.even);
     set_zero<Traits>(odd_row.odd);
     accumulate_even<Traits>(odd_row.even, tile, weights, 1);
     accumulate_odd<Traits>(odd_row.odd, tile, weights, 1);
-    put<Traits>(odd_row.even, target + 2 * kRunBytes);
-    put<Traits>(odd_row.odd, target + 3 * kRunBytes);
+    put(odd_row.even, i, 1, 0);
+    put(odd_row.odd, i, 1, 1);
 
     set_zero<Traits>(even_row.even);
     set_zero<Traits>(even_row.odd);
@@ -110,7 +109,10 @@ dgrad_rowstream_kernel(GC_GRID_CONSTANT const RowstreamArgs args) {
 
     const bool first = row == 0;
     const bool last_line = first && work.steps.tail && i > 0;
-    dgrad_stride_2_row<Traits>(carried, weights, first, last_line, input + stage, output + buffer);
+    const auto put_line = [&](const SlabAccumulators<Traits>& sum, int tile, int r, int run) {
+      put<Traits>(sum, output + buffer + tile * 16 * 16 + (2 * r + run) * Traits::kOutputRunBytes);
+    };
+    dgrad_stride_2_row<Traits>(carried, weights, first, last_line, input + stage, put_line);
     even_finished = last_line || row >= even_lead;
     odd_finished = row >= work.steps.lead && row < odd_end && i < real_steps;
 

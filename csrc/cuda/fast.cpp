@@ -1,12 +1,14 @@
-// From a plan to the launchers of the two kernel families.
+// From a plan to the launchers of the kernel families.
 #include "cuda/heuristics.h"
 #include "cuda/launch.h"
+#include "cuda/nchw_launch.h"
 #include "cuda/rowstream_launch.h"
 #include "cuda/wgrad_launch.h"
 
 namespace grouped_conv::cuda {
 
 int launch_fast(const PassArgs& args, const FastPlan& plan, void* workspace, void* stream) {
+  if (plan.family == Family::kNchw) return launch_nchw(args, plan.nchw, stream);
   if (args.pass == Pass::kWgrad) {
     const bool channels_last = args.w.strides[1] == 1;
     return launch_wgrad(args.problem, args.dtype, plan.wgrad, args.x.data, args.y.data, workspace,

@@ -9,6 +9,7 @@
 
 #include "cuda/configs.h"
 #include "cuda/launch.h"
+#include "cuda/nchw_configs.h"
 #include "cuda/rowstream_launch.h"
 #include "cuda/wgrad_configs.h"
 #include "problem.h"
@@ -32,6 +33,9 @@ constexpr bool all_fit_shared_memory() {
   for (const WgradConfig& c : kWgradConfigs) {
     if (c.shared_bytes() > kSharedBytesOfBlock) return false;
   }
+  for (const RowstreamConfig& c : kNchwConfigs) {
+    if (most_nchw_shared_bytes(c) > kSharedBytesOfBlock) return false;
+  }
   return true;
 }
 static_assert(all_fit_shared_memory());
@@ -48,9 +52,16 @@ inline bool has_rowstream_config(Pass pass, const ConvProblem& p) {
                      [&](const RowstreamConfig& c) { return rowstream_supports(c, pass, p); });
 }
 
-// Why the row-streaming kernels do not compute a pass; nullptr: they do. The operands are taken to
-// be NHWC. What does not depend on the batch and the image is mirrored in backends/native.py.
-inline const char* rowstream_refusal(Pass pass, const ConvProblem& p, DType dtype) {
+// Whether x and y are NHWC or NCHW.
+enum class Layout { kChannelsLast, kPlanar };
+
+// Why the row-streaming kernels do not compute a pass; nullptr: they do. What does not depend on
+// the batch and the image is mirrored in backends/native.py.
+inline const char* rowstream_refusal(Pass pass, const ConvProblem& p, DType dtype,
+                                     Layout layout = Layout::kChannelsLast) {
+  if (layout == Layout::kPlanar && pass == Pass::kWgrad) {
+    return "the row-streaming kernels take the weight gradient of channels_last tensors only";
+  }
   if (dtype != DType::kFloat16 && dtype != DType::kBFloat16) {
     return "the row-streaming kernels compute in 16 bits";
   }
@@ -77,23 +88,36 @@ inline const char* rowstream_refusal(Pass pass, const ConvProblem& p, DType dtyp
   return nullptr;
 }
 
+// Who computes: the kernels for NHWC tensors, or those of fprop and dgrad for NCHW tensors.
+enum class Family { kRowstream, kNchw };
+
 // How the row-streaming kernels compute a pass.
 struct FastPlan {
+  Family family;
   const char* name;
   int64_t workspace_bytes;
   int64_t blocks;
   int threads;
   int shared_bytes;
-  RowstreamPlan rowstream;  // fprop and dgrad
+  RowstreamPlan rowstream;  // fprop and dgrad, NHWC
+  NchwPlan nchw;            // fprop and dgrad, NCHW
   WgradPlan wgrad;          // wgrad
 };
 
 // The plan of a pass that rowstream_refusal does not refuse: of the weight gradient's kernels the
 // only one that computes it, of the others the one that is expected to be fastest.
 inline FastPlan plan_fast(Pass pass, const ConvProblem& p, const DeviceTraits& device,
-                          Tail tail = Tail::kNone) {
+                          Layout layout = Layout::kChannelsLast, Tail tail = Tail::kNone) {
   FastPlan plan{};
-  if (pass == Pass::kWgrad) {
+  if (layout == Layout::kPlanar) {
+    plan.family = Family::kNchw;
+    plan.nchw = plan_nchw(pass, p, device.sm_count);
+    const RowstreamConfig& config = kNchwConfigs[plan.nchw.tiles.config];
+    plan.name = config.name;
+    plan.blocks = plan.nchw.tiles.blocks();
+    plan.threads = config.threads();
+    plan.shared_bytes = plan.nchw.shared_bytes();
+  } else if (pass == Pass::kWgrad) {
     int index = 0;
     while (!wgrad_supports(kWgradConfigs[index], p)) ++index;
     const WgradConfig& config = kWgradConfigs[index];

@@ -49,8 +49,8 @@ struct PassArgs {
   const void* bias;
   int64_t bias_stride;
   Epilogue epilogue = {};  // of fprop, by the kernels that take one
-  Statistics statistics =
-      {};  // of fprop, by the kernels that take them, where there is no epilogue
+  // Of fprop, by the kernels that take them, where there is no epilogue.
+  Statistics statistics = {};
 };
 
 // Enqueue on a cudaStream_t; the result is a cudaError_t. Any kernel size, stride, padding,
@@ -64,9 +64,10 @@ int launch_simple_statistics(const PassArgs& args, void* stream);
 
 struct FastPlan;  // heuristics.h
 
-// Enqueue the row-streaming kernels, for a pass that they do not refuse. x and y are NHWC and
-// dense, w is dense in either order of its last three dimensions, dtype is 16 bits wide, and all
-// pointers are multiples of 16 bytes but that of the bias. The workspace has the plan's bytes.
+// Enqueue the row-streaming kernels, for a pass that they do not refuse. x and y are dense in the
+// layout of the plan, w is dense in either order of its last three dimensions, dtype is 16 bits
+// wide, and all pointers are multiples of 16 bytes but that of the bias. The workspace has the
+// plan's bytes.
 int launch_fast(const PassArgs& args, const FastPlan& plan, void* workspace, void* stream);
 
 }  // namespace grouped_conv::cuda

@@ -90,12 +90,15 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y,
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   const DType dtype = dtype_of(x);
-  const bool fast = suggests_channels_last(x) && rowstream_refusal(pass, problem, dtype) == nullptr;
+  const bool channels_last = suggests_channels_last(x);
+  const Layout layout = channels_last ? Layout::kChannelsLast : Layout::kPlanar;
+  const bool fast = rowstream_refusal(pass, problem, dtype, layout) == nullptr;
   if (fast) {
     // What the pass writes is fresh, hence dense and aligned already.
-    if (pass != Pass::kDgrad) x = readable(x, MemoryFormat::ChannelsLast);
+    const auto format = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+    if (pass != Pass::kDgrad) x = readable(x, format);
     if (pass != Pass::kWgrad) w = readable_weight(w);
-    if (pass != Pass::kFprop) y = readable(y, MemoryFormat::ChannelsLast);
+    if (pass != Pass::kFprop) y = readable(y, format);
   }
   PassArgs args{pass,
                 problem,
@@ -114,15 +117,22 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y,
     }
     return;
   }
-  // The row-streaming kernels take no residual: it is added in a pass of its own, and the
-  // activation comes behind it.
-  if (epilogue.residual != nullptr) {
+  // What a kernel does not do itself is done to y in a pass of its own: by NCHW kernels nothing, by
+  // the others no residual, behind which the activation comes.
+  Epilogue later;
+  const bool counts_later = layout == Layout::kPlanar && statistics.sum != nullptr;
+  if (layout == Layout::kPlanar) {
+    later = args.epilogue;
+    args.epilogue = {};
+    args.statistics = {};
+  } else if (epilogue.residual != nullptr) {
+    later = {nullptr, nullptr, epilogue.residual, epilogue.relu};
     args.epilogue.residual = nullptr;
     args.epilogue.relu = false;
   }
   DeviceTraits traits{};
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&traits.sm_count, cudaDevAttrMultiProcessorCount, device));
-  const FastPlan plan = plan_fast(pass, problem, traits, tail_of(args));
+  const FastPlan plan = plan_fast(pass, problem, traits, layout, tail_of(args));
   // The allocator hands memory out again in the order of the stream: freeing it here is safe.
   std::optional<Tensor> workspace;
   if (plan.workspace_bytes > 0) {
@@ -131,9 +141,13 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y,
   }
   void* scratch = workspace ? workspace->data_ptr() : nullptr;
   STD_CUDA_CHECK(static_cast<cudaError_t>(launch_fast(args, plan, scratch, stream)));
-  if (epilogue.residual != nullptr) {
-    args.epilogue = {nullptr, nullptr, epilogue.residual, epilogue.relu};
+  if (!later.empty()) {
+    args.epilogue = later;
     STD_CUDA_CHECK(static_cast<cudaError_t>(launch_epilogue(args, stream)));
+  }
+  if (counts_later) {
+    args.statistics = statistics;
+    STD_CUDA_CHECK(static_cast<cudaError_t>(launch_simple_statistics(args, stream)));
   }
 }
 

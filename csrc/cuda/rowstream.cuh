@@ -12,10 +12,12 @@
 
 namespace grouped_conv::cuda {
 
-template <int kId, typename Element>
-struct RowstreamTraits {
+// ConfigOf has the configuration and kPlanar: tensors are NCHW, else NHWC.
+template <class ConfigOf, typename Element>
+struct RowstreamTraitsOf {
   using T = Element;
-  static constexpr RowstreamConfig kConfig = kRowstreamConfigs[kId];
+  static constexpr RowstreamConfig kConfig = ConfigOf::kConfig;
+  static constexpr bool kPlanar = ConfigOf::kPlanar;
   static constexpr Walk kWalk = kConfig.walk;
   static constexpr int kCpg = kConfig.c_per_group;
   static constexpr int kThreads = kConfig.threads();
@@ -58,11 +60,20 @@ struct RowstreamTraits {
   static_assert(kPlanes == 4 || kPlanes % 8 == 0, "plane_bytes() knows these");
   static_assert(kPlanes % kSlabs == 0 && kDepth % kSlabs == 0,
                 "the slabs of a warp are of one group");
-  static_assert(kSlots % kSlotStep == 0, "each thread has as many slots");
+  static_assert(kPlanar || kSlots % kSlotStep == 0, "each thread has as many slots");
   static_assert(kTiles % kConfig.tiles_at_once == 0);
   static_assert(kStages >= 2, "one stage is read while another fills");
+};
+
+template <int kId>
+struct RowstreamConfigOf {
+  static constexpr RowstreamConfig kConfig = kRowstreamConfigs[kId];
+  static constexpr bool kPlanar = false;
   static_assert(kConfig.shared_bytes() <= 99 * 1024, "what sm_86, sm_89 and sm_120 have");
 };
+
+template <int kId, typename Element>
+struct RowstreamTraits : RowstreamTraitsOf<RowstreamConfigOf<kId>, Element> {};
 
 // Steps and rows of one strip of lines, in one image.
 struct Steps {

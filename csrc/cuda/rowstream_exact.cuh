@@ -22,6 +22,17 @@ GC_DEVICE int input_of_tap(int output, int tap, int pad) {
   return scaled % 2 == 0 ? scaled / 2 : -1;
 }
 
+// Bytes from an image's first element to one of its elements, of a tensor of that height and width.
+template <class Traits>
+GC_DEVICE int64_t element_offset(const RowstreamArgs& args, int height, int width, int row,
+                                 int column, int channel) {
+  if constexpr (Traits::kPlanar) {
+    return 2 * ((int64_t(channel) * height + row) * width + column);
+  } else {
+    return 2 * ((int64_t(row) * width + column) * args.channels + channel);
+  }
+}
+
 struct ExactSum {
   float value;
   bool nonfinite_term;
@@ -44,11 +55,10 @@ GC_DEVICE ExactSum exact_sum(const RowstreamArgs& args, const char* image, int r
     const int h = input_of_tap<Traits::kWalk>(row, tap / 3, args.pad_h);
     const int w = input_of_tap<Traits::kWalk>(column, tap % 3, args.pad_w);
     if (h < 0 || h >= args.input_h || w < 0 || w >= args.input_w) continue;
-    const char* pixel =
-        image + h * args.input_row_bytes + 2 * (int64_t(w) * args.channels + group * kCpg);
     GC_NO_UNROLL
     for (int k = 0; k < kCpg; ++k) {
-      const uint16_t a = device::load_global_2(pixel + 2 * k);
+      const uint16_t a = device::load_global_2(
+          image + element_offset<Traits>(args, args.input_h, args.input_w, h, w, group * kCpg + k));
       const uint16_t b =
           device::load_global_2(weights + 2 * (k * args.order.by_k + tap * args.order.by_tap));
       sum.value += device::to_float<T>(a) * device::to_float<T>(b);

@@ -20,8 +20,9 @@ inline RowstreamLaunch rowstream_launch(const RowstreamPlan& plan) {
 }
 
 // Of fprop or dgrad. x and y must be dense NHWC and w dense, KRSC or KCRS; the plan is one of the
-// problem.
-inline RowstreamArgs make_rowstream_args(const PassArgs& pass, const RowstreamPlan& plan) {
+// problem. In shared memory an output channel's weights take weight_row_bytes.
+inline RowstreamArgs make_rowstream_args(const PassArgs& pass, const RowstreamPlan& plan,
+                                         int weight_row_bytes) {
   const ConvProblem& p = pass.problem;
   const bool fprop = pass.pass == Pass::kFprop;
   const bool reversed = !fprop && p.stride_h == 1;
@@ -45,12 +46,16 @@ inline RowstreamArgs make_rowstream_args(const PassArgs& pass, const RowstreamPl
   args.input_tile_bytes = plan.images * args.input_h * args.input_row_bytes;
   args.output_tile_bytes = plan.images * args.output_h * args.output_row_bytes;
   const int c = int(p.c_per_group());
-  const int shared_row = kRowstreamConfigs[plan.config].weight_row_bytes() / 2;
+  const int shared_row = weight_row_bytes / 2;
   args.order = weight_order(pass.pass, int(p.stride_h), c, krsc, 9 * c);
   args.shared_order = weight_order(pass.pass, int(p.stride_h), c, krsc, shared_row);
   args.plan = plan;
   args.epilogue = pass.epilogue;
   return args;
+}
+
+inline RowstreamArgs make_rowstream_args(const PassArgs& pass, const RowstreamPlan& plan) {
+  return make_rowstream_args(pass, plan, kRowstreamConfigs[plan.config].weight_row_bytes());
 }
 
 inline Tail tail_of(const PassArgs& pass) {

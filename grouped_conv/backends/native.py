@@ -97,8 +97,8 @@ def _no_rowstream(query: Query) -> str | None:
 
     Mirrors ``rowstream_refusal`` in C++, as far as it does not depend on batch and image.
     """
-    if not query.channels_last:
-        return "the row-streaming kernels are for channels_last tensors"
+    if not query.channels_last and query.pass_name == "wgrad":
+        return "the row-streaming kernels take the weight gradient of channels_last tensors only"
     if query.dtype not in _ROWSTREAM_DTYPES:
         return "the row-streaming kernels compute in 16 bits"
     if query.kernel_size != (3, 3):
@@ -174,7 +174,9 @@ def _faster_in_aten(query: Query) -> str | None:
 def kernel(query: Query) -> str:
     dtype = dtype_name(query.dtype)
     if query.device == "cuda":
-        algorithm = "simple" if _no_rowstream(query) else "rowstream"
+        algorithm = "rowstream" if query.channels_last else "nchw"
+        if _no_rowstream(query):
+            algorithm = "simple"
         return f"{query.pass_name}_{algorithm}_{dtype}_cuda"
     if _no_direct(query) is None:
         algorithm = "winograd" if _uses_winograd(query) else "direct"

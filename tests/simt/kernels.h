@@ -28,9 +28,11 @@ struct EmulatedKernel {
   // Whether it takes the epilogue and the statistics of its arguments.
   bool takes_epilogue = false;
   bool takes_statistics = false;
+  bool planar = false;  // x and y are NCHW, else NHWC
 };
 
 std::vector<EmulatedKernel> conv_kernels();  // fprop and dgrad
+std::vector<EmulatedKernel> nchw_kernels();
 std::vector<EmulatedKernel> wgrad_kernels();
 
 // fprop by a configuration of the row-streaming kernels, with the epilogue or the statistics of the

@@ -19,8 +19,9 @@ namespace {
 const std::vector<EmulatedKernel>& kernels() {
   static const std::vector<EmulatedKernel> all = [] {
     std::vector<EmulatedKernel> list = conv_kernels();
-    std::vector<EmulatedKernel> more = wgrad_kernels();
-    std::move(more.begin(), more.end(), std::back_inserter(list));
+    for (std::vector<EmulatedKernel> more : {wgrad_kernels(), nchw_kernels()}) {
+      std::move(more.begin(), more.end(), std::back_inserter(list));
+    }
     return list;
   }();
   return all;
@@ -33,13 +34,14 @@ ConvProblem make_problem(const std::vector<int64_t>& e) {
                            e[12], e[13]);
 }
 
-Operand nhwc(void* data, int64_t channels, int64_t height, int64_t width) {
-  return {data, {height * width * channels, 1, width * channels, channels}};
+Operand activations(void* data, bool planar, int64_t channels, int64_t height, int64_t width) {
+  const int64_t image = height * width * channels;
+  if (planar) return {data, {image, height * width, width, 1}};
+  return {data, {image, 1, width * channels, channels}};
 }
 
 Operand weights(void* data, const ConvProblem& p, bool channels_last) {
-  if (channels_last) return nhwc(data, p.c_per_group(), p.R, p.S);
-  return {data, {p.c_per_group() * p.R * p.S, p.R * p.S, p.S, 1}};
+  return activations(data, !channels_last, p.c_per_group(), p.R, p.S);
 }
 
 // A problem with its tensors in emulated memory.
@@ -70,9 +72,9 @@ class Session {
     PassArgs args{kernel_.pass,
                   p_,
                   kernel_.dtype,
-                  nhwc(x_.device<void>(), p_.C, p_.H, p_.W),
+                  activations(x_.device<void>(), kernel_.planar, p_.C, p_.H, p_.W),
                   weights(w_.device<void>(), p_, channels_last_),
-                  nhwc(y_.device<void>(), p_.K, p_.P, p_.Q),
+                  activations(y_.device<void>(), kernel_.planar, p_.K, p_.P, p_.Q),
                   bias_given_ ? bias_.device<void>() : nullptr,
                   1};
     args.epilogue.relu = relu;
@@ -211,6 +213,7 @@ PYBIND11_MODULE(_simt, m) {
 
   py::class_<EmulatedKernel>(m, "Kernel")
       .def_readonly("name", &EmulatedKernel::name)
+      .def_readonly("planar", &EmulatedKernel::planar)
       .def_property_readonly("pass_name", [](const EmulatedKernel& k) { return name(k.pass); })
       .def_property_readonly("dtype",
                              [](const EmulatedKernel& k) {
@@ -231,8 +234,9 @@ PYBIND11_MODULE(_simt, m) {
           py::arg("extents"), py::kw_only(), py::arg("bias") = false,
           py::arg("channels_last") = false, py::arg("sm_count") = 132, py::keep_alive<0, 1>(),
           "A problem, extents as of ConvProblem::make, with zeros in its tensors. Their elements "
-          "are uint16, in the order of the memory: x and y NHWC, w KCRS or, if channels_last, "
-          "KRSC.");
+          "are uint16, in the order of the memory: x and y NHWC, or NCHW of a planar kernel; w "
+          "KCRS "
+          "or, if channels_last, KRSC.");
 
   m.def("kernels", &kernels, py::return_value_policy::reference,
         "All configurations, for each element type.");

@@ -1,0 +1,7 @@
+#include "cuda/nchw_launch.cuh"
+
+namespace grouped_conv::cuda {
+
+template int launch_nchw_kernel<Float16>(const NchwArgs&, const NchwPlan&, void*);
+
+}  // namespace grouped_conv::cuda

@@ -1,0 +1,108 @@
+"""The CUDA kernels for NCHW tensors in the SIMT emulator, as test_simt.py has those for NHWC."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import emulator
+import pytest
+import torch
+from cuda_counts import SM, Row
+from emulator import Operands
+from test_simt import (
+    MULTIPROCESSORS,
+    SHAPES,
+    UNIT_STRIDE,
+    check_non_finite,
+    kernels_for,
+    problem,
+    unnoticed_faults,
+    wrong,
+)
+
+pytestmark = pytest.mark.once
+
+PASSES = ("fprop", "dgrad")
+COMBINATIONS = list(itertools.product(PASSES, (4, 8, 16, 32, 64), (1, 2)))
+# Beside those of NHWC, such that bands of rows begin at any byte of a word and end inside an image,
+# and walks of a part of the rows only.
+MORE_SHAPES = [
+    (5, 14, 14, (1, 1), 0, 3),
+    (5, 21, 13, (0, 2), 0, 1),
+    (3, 28, 28, (1, 1), 0, 1),
+    (1, 57, 3, (2, 1), 1, 0),
+    (40, 3, 1, (1, 1), 0, 1),
+    (1, 19, 113, (1, 1), 0, 1),
+]
+
+
+def kernel_for(pass_name: str, c_per_group: int, stride: int, dtype: str) -> Any:
+    (kernel,) = kernels_for(pass_name, c_per_group, stride, dtype, planar=True)
+    return kernel
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("pass_name", "c_per_group", "stride"), COMBINATIONS)
+def test_shapes(pass_name: str, c_per_group: int, stride: int, dtype: str):
+    kernel = kernel_for(pass_name, c_per_group, stride, dtype)
+    for i, shape in enumerate(SHAPES + MORE_SHAPES):
+        p = problem(c_per_group, stride, *shape)
+        operands = Operands.random(p, emulator.DTYPES[dtype], bias=i % 2 == 0, seed=i)
+        outcome = emulator.run(
+            kernel,
+            p,
+            operands,
+            channels_last=i % 4 < 2,
+            sm_count=MULTIPROCESSORS[i % 3],
+            schedule=i,
+        )
+        assert not (problems := wrong(kernel, p, operands, outcome)), (
+            f"{kernel.name} {p}: {problems}"
+        )
+
+
+@pytest.mark.parametrize(("pass_name", "c_per_group", "stride"), COMBINATIONS)
+def test_results_have_the_bits_of_nhwc_in_every_schedule(
+    pass_name: str, c_per_group: int, stride: int
+):
+    p = problem(c_per_group, stride, 3, 9, 9, (1, 1), 1, 1)
+    operands = Operands.random(p, torch.float16, bias=True)
+    planar = kernel_for(pass_name, c_per_group, stride, "float16")
+    by_pixel = kernels_for(pass_name, c_per_group, stride, "float16")[0]
+    expected = emulator.run(by_pixel, p, operands, sm_count=3).output
+    for schedule in range(3):
+        outcome = emulator.run(planar, p, operands, sm_count=3, schedule=schedule)
+        assert not outcome.faults
+        assert torch.equal(outcome.output, expected)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize(("pass_name", "c_per_group", "stride"), COMBINATIONS)
+def test_non_finite_values_stay_where_they_belong(
+    pass_name: str, c_per_group: int, stride: int, value: float
+):
+    dtype = "bfloat16" if value < 0 else "float16"
+    check_non_finite(kernel_for(pass_name, c_per_group, stride, dtype), c_per_group, stride, value)
+
+
+@pytest.mark.parametrize(
+    ("pass_name", "c_per_group", "stride"), [("fprop", 4, 1), ("fprop", 16, 2), ("dgrad", 4, 2)]
+)
+def test_planted_faults_are_noticed(pass_name: str, c_per_group: int, stride: int):
+    kernel = kernel_for(pass_name, c_per_group, stride, "float16")
+    assert unnoticed_faults(kernel, c_per_group, stride) == []
+
+
+@pytest.mark.parametrize("layer", UNIT_STRIDE, ids=str)
+def test_traffic_is_that_of_nhwc(layer: Any):
+    """What DRAM sees, and up to a tenth, or a fifth where rows are no sectors, what L2 sees."""
+    by_pixel = Row(layer, "fprop", 64)
+    planar = Row(layer, "fprop", 64, planar=True)
+    assert planar.dram_sectors == pytest.approx(by_pixel.dram_sectors, rel=1e-3)
+    rows_are_words = layer.W % 8 == 0
+    most = 1.1 if rows_are_words else 1.3
+    assert planar.total("sectors") <= most * by_pixel.total("sectors")
+    assert planar.mma <= 1.05 * by_pixel.mma
+    assert planar.plan["blocks"] >= 0.9 * SM
