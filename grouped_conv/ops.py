@@ -101,6 +101,7 @@ def epilogue_refusal(
     return None
 
 
+@torch.library.register_fake("grouped_conv::triton_fprop_affine")  # type: ignore[untyped-decorator]
 @torch.library.register_fake("grouped_conv::fprop_affine")  # type: ignore[untyped-decorator]
 def _fprop_affine_fake(
     x: Tensor,
@@ -121,6 +122,7 @@ def _fprop_affine_fake(
     return y
 
 
+@torch.library.register_fake("grouped_conv::triton_fprop")  # type: ignore[untyped-decorator]
 @torch.library.register_fake("grouped_conv::fprop")  # type: ignore[untyped-decorator]
 def _fprop_fake(
     x: Tensor,
@@ -150,6 +152,7 @@ def _fprop_fake(
     )
 
 
+@torch.library.register_fake("grouped_conv::triton_dgrad")  # type: ignore[untyped-decorator]
 @torch.library.register_fake("grouped_conv::dgrad")  # type: ignore[untyped-decorator]
 def _dgrad_fake(
     dy: Tensor,
@@ -172,6 +175,7 @@ def _dgrad_fake(
     )
 
 
+@torch.library.register_fake("grouped_conv::triton_wgrad")  # type: ignore[untyped-decorator]
 @torch.library.register_fake("grouped_conv::wgrad")  # type: ignore[untyped-decorator]
 def _wgrad_fake(
     dy: Tensor,
@@ -331,7 +335,8 @@ for _name, _setup, _backward in (
     ("dgrad", _setup_dgrad, _backward_dgrad),
     ("wgrad", _setup_wgrad, _backward_wgrad),
 ):
-    torch.library.register_autograd(f"grouped_conv::{_name}", _backward, setup_context=_setup)
+    for _op in (_name, f"triton_{_name}"):
+        torch.library.register_autograd(f"grouped_conv::{_op}", _backward, setup_context=_setup)
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
@@ -417,4 +422,5 @@ _library = torch.library.Library("grouped_conv", "IMPL")
 _library.impl("fprop_affine", _fprop_affine_cuda, "CUDA")
 for _device in ("cpu", "cuda"):
     for _name in ("fprop", "fprop_affine", "dgrad", "wgrad"):
-        _library.impl(_name, _autocast_rule(_name, _device), f"Autocast{_device.upper()}")
+        for _op in (_name, f"triton_{_name}"):
+            _library.impl(_op, _autocast_rule(_op, _device), f"Autocast{_device.upper()}")

@@ -29,7 +29,7 @@ from grouped_conv.problem import ConvProblem, Pass
 NAME = "triton"
 
 AUTOTUNE_VARIABLE = "GROUPED_CONV_TRITON_AUTOTUNE"
-"""Set to 1, each new problem is measured with every configuration that is left after pruning."""
+"""Set to 1, each new problem is measured with every configuration that :func:`pruned` leaves."""
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _MINIMUM_EXTENT = 16
@@ -47,13 +47,23 @@ class Config(NamedTuple):
     num_stages: int
 
 
-SPACE: dict[Pass, tuple[Config, ...]] = {
-    "fprop": (Config(64, 2, 3), Config(64, 2, 4), Config(128, 4, 3), Config(128, 4, 4)),
-    "dgrad": (Config(64, 2, 3), Config(64, 2, 4), Config(128, 4, 3), Config(128, 4, 4)),
-    "wgrad": (Config(64, 2, 3), Config(64, 2, 2), Config(128, 4, 2), Config(64, 4, 3)),
+_CONV_16BIT = (Config(64, 2, 3), Config(64, 2, 4), Config(128, 4, 3), Config(128, 4, 4))
+_CONV_TF32 = (Config(64, 2, 3), Config(64, 2, 4), Config(128, 4, 3))
+_CONV_IEEE = (Config(64, 2, 3), Config(64, 4, 3))
+
+SPACE: dict[tuple[Pass, str], tuple[Config, ...]] = {
+    ("fprop", "16-bit"): _CONV_16BIT,
+    ("fprop", "tf32"): _CONV_TF32,
+    ("fprop", "ieee"): _CONV_IEEE,
+    ("dgrad", "16-bit"): _CONV_16BIT,
+    ("dgrad", "tf32"): _CONV_TF32,
+    ("dgrad", "ieee"): _CONV_IEEE,
+    ("wgrad", "16-bit"): (Config(64, 2, 2), Config(128, 4, 2), Config(64, 4, 3)),
+    ("wgrad", "tf32"): (Config(32, 2, 2), Config(64, 4, 2)),
+    ("wgrad", "ieee"): (Config(32, 2, 2), Config(32, 4, 2)),
 }
-"""What autotuning chooses from. The first of each is the default, and of no more than two warps:
-then Triton multiplies by mma.sync on every GPU."""
+"""What tuning chooses from, by pass and precision: none of them spills a register. The first of
+each is the default; it has two warps, for which Triton multiplies by mma.sync on every GPU."""
 
 
 class Blocking(NamedTuple):
@@ -86,19 +96,18 @@ class Blocking(NamedTuple):
 
 
 def pruned(pass_name: Pass, blocking: Blocking, precision: str, pixels: int) -> list[Config]:
-    """The configurations worth a measurement, the default first.
+    """The configurations of a pass that are worth a measurement, the default first.
 
-    Left out is what needs more shared memory than every GPU has, what spills (float32 on FMA units
-    with large tiles), and tiles larger than all pixels there are.
+    Left out is what needs more shared memory than every GPU has, and tiles larger than all pixels
+    there are.
     """
     size = 2 if precision == "16-bit" else 4
-    default, *others = SPACE[pass_name]
+    default, *others = SPACE[pass_name, precision]
     kept = [default]
     for config in others:
         m, c, k = config.block_m, blocking.block_c, blocking.block_k
         stage = (3 * m * c + m * k) if pass_name == "wgrad" else (m * c + c * k)
-        fits = config.num_stages * stage * size <= _SHARED_MEMORY
-        if fits and not (precision == "ieee" and m > default.block_m) and pixels >= m:
+        if config.num_stages * stage * size <= _SHARED_MEMORY and pixels >= m:
             kept.append(config)
     return kept
 
@@ -182,7 +191,8 @@ def precision(dtype: torch.dtype) -> str:
     """
     if dtype is not torch.float32:
         return "16-bit"
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return "tf32" if conv.fp32_precision == "tf32" else "ieee"
 
 
 class Launch(NamedTuple):
@@ -196,7 +206,9 @@ class Launch(NamedTuple):
 
     def run(self) -> None:
         function = getattr(kernels(), self.kernel)
-        function[(self.grid,)](*self.arguments, **self.constants, **self.options)
+        # Stated, because the default differs between versions of Triton.
+        options = {**self.options, "enable_fp_fusion": True}
+        function[(self.grid,)](*self.arguments, **self.constants, **options)
 
 
 def _rows(p: ConvProblem, pass_name: Pass) -> tuple[int, int]:
@@ -228,7 +240,7 @@ class Plan(NamedTuple):
         how = precision(dtype)
         blocking = Blocking.of(pass_name, p.c_per_group, p.k_per_group, how)
         columns = _rows(p, pass_name)[1]
-        chosen = SPACE[pass_name][0] if config is None else config
+        chosen = SPACE[pass_name, how][0] if config is None else config
         return cls(pass_name, p, blocking, how, chosen, block_q(columns, channels_last))
 
     @property

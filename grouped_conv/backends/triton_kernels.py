@@ -1,26 +1,29 @@
 """Triton kernels of the three passes; ``triton.py`` turns problems into launches.
 
-fprop and dgrad are one sum over taps of small matrix products, ``out[m, k] += in[m, c] w[tap, c, k]``,
-where ``m`` runs over pixels, ``c`` over the channels that are read and ``k`` over those written::
+fprop and dgrad are sums over taps of small matrix products, ``out[m, k] += in[m, c] w[tap, c, k]``:
+``m`` runs over pixels, ``c`` over the channels that are read and ``k`` over those written::
 
     fprop  y[n,p,q,k]  = sum_{r,s,c} x[n, p*stride-pad+r, q*stride-pad+s, c]     * w[k,c,r,s]
     dgrad  dx[n,h,w,c] = sum_{r,s,k} dy[n, (h+pad-r)/stride, (w+pad-s)/stride, k] * w[k,c,r,s]
     wgrad  dw[k,c,r,s] = sum_{n,p,q} dy[n,p,q,k] * x[n, p*stride-pad+r, q*stride-pad+s, c]
 
-*Packing.* ``tl.dot`` multiplies no fewer than 16 channels. A slab is as many whole groups as fit into
-16, or one group; of the channels of a slab, ``BLOCK_C`` are read at a time, and ``BLOCK_K`` written
-by one program. ``pack_weights_kernel`` lays the weight out as a program reads it, with zeros between
-groups: ``[slab, block of k, tap, block of c, BLOCK_C, BLOCK_K]``.
+*Packing.* ``tl.dot`` multiplies no fewer than 16 channels. A slab is as many whole groups as fit
+into 16, or one group; of the channels of a slab, ``BLOCK_C`` are read at a time, and ``BLOCK_K``
+written by one program. ``pack_weights_kernel`` lays the weight out as programs read it, with zeros
+between groups: ``[slab, block of k, tap, block of c, BLOCK_C, BLOCK_K]``.
 
 *Pixels.* A tile is ``BLOCK_ROWS`` rows by ``BLOCK_Q`` columns. Rows are counted through all images,
 so that narrow images fill a tile together. Offsets between images have 64 bits, others 32.
 
-*Values that are not finite.* A zero of the packing or the padding times Inf is NaN, in a group or at
-a tap that has nothing to do with the Inf. Sums that are all finite prove that no such product was
-made; otherwise a program sums again, slowly, without the products that do not exist.
+*Values that are not finite.* A zero of the packing or of the padding times Inf is NaN, in a group
+or at a tap that has nothing to do with the Inf. Sums that are all finite prove that no such product
+was made; otherwise a program sums again, slowly, without the products that do not exist.
 
 Sums are in float32 and in fixed order: results have the same bits in every run.
 """
+
+# mypy: ignore-errors
+# Kernels are written in Triton's language, whose types Python's annotations do not express.
 
 from __future__ import annotations
 

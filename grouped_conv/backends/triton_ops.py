@@ -1,4 +1,4 @@
-"""The operators ``grouped_conv::triton_*``: launches of the Triton kernels, with and without tuning.
+"""The operators ``grouped_conv::triton_*``: launches of the Triton kernels, tuned or not.
 
 ``triton.autotune`` wraps one launch whose arguments exist; here the grid, the packed weight and the
 workspace depend on the configuration, and a capture into a CUDA graph must not start measuring. So
@@ -9,6 +9,7 @@ kept by problem.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -161,8 +162,7 @@ def _config(
     plan = Plan.of(pass_name, p, out.dtype, layouts[0])
     key = (pass_name, p, out.dtype, plan.precision, *layouts, out.device)
     if key not in _tuned and not torch.cuda.is_current_stream_capturing():
-        from triton.testing import do_bench
-
+        do_bench = importlib.import_module("triton.testing").do_bench
         choice = pruned(pass_name, plan.blocking, plan.precision, p.N * p.P * p.Q)
         times = [do_bench(lambda config=config: run(config)) for config in choice]
         _tuned[key] = choice[times.index(min(times))]
