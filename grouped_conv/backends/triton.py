@@ -135,15 +135,15 @@ def kernels() -> ModuleType:
     return importlib.import_module("grouped_conv.backends.triton_kernels")
 
 
-def _interpreted() -> bool:
-    """Whether Triton's interpreter runs kernels, on tensors of the CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton's interpreter runs kernels, on tensors of the CPU."""
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def unavailable() -> str | None:
     if reason := _triton_absent():
         return reason
-    if _interpreted():
+    if _INTERPRETED:
         return None
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
@@ -151,7 +151,7 @@ def unavailable() -> str | None:
 
 
 def supports(query: Query) -> str | None:
-    if query.device != "cuda" and not (query.device == "cpu" and _interpreted()):
+    if query.device != "cuda" and not (query.device == "cpu" and _INTERPRETED):
         return f"there are no Triton kernels for device {query.device}"
     if query.dtype not in _DTYPES:
         return f"the Triton kernels do not compute in {dtype_name(query.dtype)}"
