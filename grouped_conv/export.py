@@ -51,4 +51,9 @@ def aten_decompositions() -> dict[OpOverload, Callable[..., Tensor]]:
     needs no such step: ``torch.onnx.export(model, ...)`` finds PyTorch's own convolution there.
     """
     ops = torch.ops.grouped_conv
-    return {ops.fprop.default: _fprop, ops.fprop_affine.default: _fprop_affine}
+    return {
+        ops.fprop.default: _fprop,
+        ops.fprop_affine.default: _fprop_affine,
+        ops.triton_fprop.default: _fprop,
+        ops.triton_fprop_affine.default: _fprop_affine,
+    }

@@ -25,6 +25,7 @@ from grouped_conv.routing import (
     decide_query,
     dgrad,
     fprop,
+    op_of,
     use_backend,
     wgrad,
 )
@@ -125,7 +126,8 @@ def grouped_conv2d(
         if known is not None:
             if known is _ATEN:
                 return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-            return call(torch.ops.grouped_conv.fprop.default, input, weight, bias, *known)
+            op, *attributes = known
+            return call(op, input, weight, bias, *attributes)
     elif sharding.meets_dtensor(input, weight):
         sharding.register()
     request = parse(input, weight, bias, stride, padding, dilation, groups)
@@ -140,10 +142,10 @@ def grouped_conv2d(
     if decision.backend == "aten" or empty:
         _remember(key, _ATEN)
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    attributes = (r.stride, r.padding, r.dilation, r.groups)
+    how = (op_of(decision.backend, "fprop"), r.stride, r.padding, r.dilation, r.groups)
     if r.input is input:
-        _remember(key, attributes)
-    y = call(torch.ops.grouped_conv.fprop.default, r.input, r.weight, r.bias, *attributes)
+        _remember(key, how)
+    y = call(how[0], r.input, r.weight, r.bias, *how[1:])
     return y if r.batched else y.squeeze(0)
 
 
@@ -239,10 +241,10 @@ def grouped_conv2d_affine(
 
     ``act(scale[k] * (conv(input, weight)[k] + bias[k]) + shift[k] + residual)``
 
-    The native CPU kernels apply all of it to their float32 sums and round once, when they store
-    the output. Elsewhere it is :func:`grouped_conv2d` followed by one operation for each step.
-    Which backend takes a call is decided as for :func:`grouped_conv2d` without the epilogue, so
-    :func:`explain` tells.
+    The native CPU kernels and the Triton kernels apply all of it to their float32 sums and round
+    once, when they store the output. Elsewhere it is :func:`grouped_conv2d` followed by one
+    operation for each step. Which backend takes a call is decided as for :func:`grouped_conv2d`
+    without the epilogue, so :func:`explain` tells.
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, any layout; NCHW and channels_last are native.
@@ -307,7 +309,7 @@ def grouped_conv2d_affine(
             if not r.batched and residual is not None:
                 residual = residual.unsqueeze(0)
             y = call(
-                torch.ops.grouped_conv.fprop_affine.default,
+                op_of(decision.backend, "fprop_affine"),
                 r.input,
                 r.weight,
                 r.bias,

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from grouped_conv import routing
+from grouped_conv.backends import triton_ops
 from grouped_conv.problem import ConvProblem
 from grouped_conv.routing import memory_format, suggests_channels_last
 
@@ -100,6 +101,7 @@ def epilogue_refusal(
     return None
 
 
+@torch.library.register_fake("grouped_conv::triton_fprop_affine")  # type: ignore[untyped-decorator]
 @torch.library.register_fake("grouped_conv::fprop_affine")  # type: ignore[untyped-decorator]
 def _fprop_affine_fake(
     x: Tensor,
@@ -120,6 +122,7 @@ def _fprop_affine_fake(
     return y
 
 
+@torch.library.register_fake("grouped_conv::triton_fprop")  # type: ignore[untyped-decorator]
 @torch.library.register_fake("grouped_conv::fprop")  # type: ignore[untyped-decorator]
 def _fprop_fake(
     x: Tensor,
@@ -149,6 +152,7 @@ def _fprop_fake(
     )
 
 
+@torch.library.register_fake("grouped_conv::triton_dgrad")  # type: ignore[untyped-decorator]
 @torch.library.register_fake("grouped_conv::dgrad")  # type: ignore[untyped-decorator]
 def _dgrad_fake(
     dy: Tensor,
@@ -171,6 +175,7 @@ def _dgrad_fake(
     )
 
 
+@torch.library.register_fake("grouped_conv::triton_wgrad")  # type: ignore[untyped-decorator]
 @torch.library.register_fake("grouped_conv::wgrad")  # type: ignore[untyped-decorator]
 def _wgrad_fake(
     dy: Tensor,
@@ -191,6 +196,16 @@ def _wgrad_fake(
         device=x.device,
         memory_format=memory_format(channels_last),
     )
+
+
+triton_ops.implement(
+    {
+        "fprop": _fprop_fake,
+        "fprop_affine": _fprop_affine_fake,
+        "dgrad": _dgrad_fake,
+        "wgrad": _wgrad_fake,
+    }
+)
 
 
 def _save(ctx: Any, first: Tensor, second: Tensor, *others: Tensor) -> None:
@@ -329,7 +344,8 @@ for _name, _setup, _backward in (
     ("dgrad", _setup_dgrad, _backward_dgrad),
     ("wgrad", _setup_wgrad, _backward_wgrad),
 ):
-    torch.library.register_autograd(f"grouped_conv::{_name}", _backward, setup_context=_setup)
+    for _op in (_name, f"triton_{_name}"):
+        torch.library.register_autograd(f"grouped_conv::{_op}", _backward, setup_context=_setup)
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
@@ -397,4 +413,6 @@ def compose_epilogue(
 _library = torch.library.Library("grouped_conv", "IMPL")
 for _device in ("cpu", "cuda"):
     for _name in ("fprop", "fprop_affine", "fprop_stats", "dgrad", "wgrad"):
+        _library.impl(_name, _autocast_rule(_name, _device), f"Autocast{_device.upper()}")
+    for _name in ("triton_fprop", "triton_fprop_affine", "triton_dgrad", "triton_wgrad"):
         _library.impl(_name, _autocast_rule(_name, _device), f"Autocast{_device.upper()}")

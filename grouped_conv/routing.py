@@ -28,6 +28,12 @@ _MODULES: dict[str, ModuleType] = {m.NAME: m for m in (native, triton, aten)}
 assert tuple(_MODULES) == ORDER
 
 _OPS = torch.ops.grouped_conv
+_PREFIXES = {"native": "", "triton": "triton_"}
+
+
+def op_of(backend: str, name: str) -> Any:
+    """The operator of a backend other than aten: ``fprop``, ``fprop_affine``, ``dgrad``..."""
+    return getattr(_OPS, _PREFIXES[backend] + name).default
 
 
 @dataclass(frozen=True)
@@ -198,8 +204,8 @@ def fprop(
     query = _query(
         "fprop", x, suggests_channels_last(x), w.shape, stride, padding, dilation, groups
     )
-    if decide_query(query, backend).backend == "native":
-        return call(_OPS.fprop.default, x, w, bias, stride, padding, dilation, groups)
+    if (chosen := decide_query(query, backend).backend) != "aten":
+        return call(op_of(chosen, "fprop"), x, w, bias, stride, padding, dilation, groups)
     return torch.conv2d(x, w, bias, stride, padding, dilation, groups)
 
 
@@ -216,10 +222,9 @@ def dgrad(
 ) -> Tensor:
     """dx ``[N, C, H, W]`` from dy ``[N, K, P, Q]`` and w, in the memory format asked for."""
     query = _query("dgrad", dy, channels_last, w.shape, stride, padding, dilation, groups)
-    if decide_query(query, backend).backend == "native":
-        return call(
-            _OPS.dgrad.default, dy, w, input_size, stride, padding, dilation, groups, channels_last
-        )
+    if (chosen := decide_query(query, backend).backend) != "aten":
+        op = op_of(chosen, "dgrad")
+        return call(op, dy, w, input_size, stride, padding, dilation, groups, channels_last)
     fmt = memory_format(channels_last)
     # Only the shape and the memory format of x matter to this pass.
     x = torch.empty(tuple(input_size), dtype=dy.dtype, device=dy.device, memory_format=fmt)
@@ -244,10 +249,9 @@ def wgrad(
     """dw ``[K, C/G, R, S]`` from dy and x, in the memory format asked for."""
     layout = suggests_channels_last(x)
     query = _query("wgrad", x, layout, weight_size, stride, padding, dilation, groups)
-    if decide_query(query, backend).backend == "native":
-        return call(
-            _OPS.wgrad.default, dy, x, weight_size, stride, padding, dilation, groups, channels_last
-        )
+    if (chosen := decide_query(query, backend).backend) != "aten":
+        op = op_of(chosen, "wgrad")
+        return call(op, dy, x, weight_size, stride, padding, dilation, groups, channels_last)
     fmt = memory_format(channels_last)
     w = torch.empty(tuple(weight_size), dtype=x.dtype, device=x.device)
     grads = torch.ops.aten.convolution_backward(

@@ -39,14 +39,15 @@ def register() -> None:
     from torch.distributed.tensor import DTensor
 
     for name in _ACTIVATIONS:
-        torch.library.register_torch_dispatch(f"grouped_conv::{name}", DTensor, _rule)
+        for op in (name, f"triton_{name}"):
+            torch.library.register_torch_dispatch(f"grouped_conv::{op}", DTensor, _rule)
 
 
 def _rule(cls: Any, func: Any, types: Any, args: Sequence[Any], kwargs: Any = None) -> Tensor:
     """One operator on the local shards of its arguments."""
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-    name = func._schema.name.partition("::")[2]
+    name = func._schema.name.partition("::")[2].removeprefix("triton_")
     first = next(a for a in args if isinstance(a, DTensor))
     mesh = first.device_mesh
     activations = [args[i] for i in _ACTIVATIONS[name]]

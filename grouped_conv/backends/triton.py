@@ -1,23 +1,347 @@
-"""Triton kernels. None are in this release; the backend says so."""
+"""Triton kernels on NVIDIA GPUs: from a problem to launches.
+
+The operators ``grouped_conv::triton_*`` have the schemas of the compiled ones, and the same fakes
+and gradients (``grouped_conv/ops.py``). They are custom operators and not ``triton_op``: a graph
+that is exported or compiled keeps one node for each, whatever the device it was traced on, the
+choice of a configuration stays at run time, where the GPU and the batch are known, and no feature
+of a kernel depends on what Inductor can inline. The price is that AOTInductor, which runs without
+Python, does not take them; the compiled operators are for that.
+"""
 
 from __future__ import annotations
 
-from grouped_conv.backends import Query
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from grouped_conv import _libraries
+from grouped_conv.backends import Query, dtype_name
+from grouped_conv.backends.native import _CUDA_AUTO, CUDA_VARIABLE
+from grouped_conv.problem import ConvProblem, Pass
 
 NAME = "triton"
 
+AUTOTUNE_VARIABLE = "GROUPED_CONV_TRITON_AUTOTUNE"
+"""Set to 1, each new problem is measured with every configuration that :func:`pruned` leaves."""
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_MINIMUM_EXTENT = 16
+"""The fewest channels that ``tl.dot`` multiplies."""
+_SHARED_MEMORY = 99 * 1024
+"""Bytes of shared memory for one program; the least of all GPUs of capability 8.0 and later."""
+_REDUCE_BLOCK = 256
+
+
+class Config(NamedTuple):
+    """How a kernel is launched: pixels of a tile, warps of a program, loads in flight."""
+
+    block_m: int
+    num_warps: int
+    num_stages: int
+
+
+_CONV_16BIT = (Config(64, 2, 3), Config(64, 2, 4), Config(128, 4, 3), Config(128, 4, 4))
+_CONV_TF32 = (Config(64, 2, 3), Config(64, 2, 4), Config(128, 4, 3))
+_CONV_IEEE = (Config(64, 2, 3), Config(64, 4, 3))
+
+SPACE: dict[tuple[Pass, str], tuple[Config, ...]] = {
+    ("fprop", "16-bit"): _CONV_16BIT,
+    ("fprop", "tf32"): _CONV_TF32,
+    ("fprop", "ieee"): _CONV_IEEE,
+    ("dgrad", "16-bit"): _CONV_16BIT,
+    ("dgrad", "tf32"): _CONV_TF32,
+    ("dgrad", "ieee"): _CONV_IEEE,
+    ("wgrad", "16-bit"): (Config(64, 2, 2), Config(128, 4, 2), Config(64, 4, 3)),
+    ("wgrad", "tf32"): (Config(32, 2, 2), Config(64, 4, 2)),
+    ("wgrad", "ieee"): (Config(32, 2, 2), Config(32, 4, 2)),
+}
+"""What tuning chooses from, by pass and precision: none of them spills a register. The first of
+each is the default; it has two warps, for which Triton multiplies by mma.sync on every GPU."""
+
+
+class Blocking(NamedTuple):
+    """Channels of a program: see "Packing" in ``triton_kernels.py``."""
+
+    groups_per_slab: int
+    block_c: int
+    block_k: int
+
+    @classmethod
+    def of(cls, pass_name: Pass, c_per_group: int, k_per_group: int, precision: str) -> Blocking:
+        """The blocking of a pass; in dgrad, block_c counts channels of dy."""
+        groups = max(1, _MINIMUM_EXTENT // max(c_per_group, k_per_group))
+        # wgrad keeps three tiles of sums, and float32 on FMA units keeps operands in registers.
+        most = 64 if pass_name != "wgrad" and precision == "16-bit" else 32
+        if precision == "ieee":
+            most = 16
+        read, written = c_per_group, k_per_group
+        if pass_name == "dgrad":
+            read, written = written, read
+
+        def block(channels: int) -> int:
+            wanted = max(_MINIMUM_EXTENT, 1 << (groups * channels - 1).bit_length())
+            return min(wanted, most)
+
+        return cls(groups, block(read), block(written))
+
+    def slabs(self, groups: int) -> int:
+        return -(-groups // self.groups_per_slab)
+
+
+def pruned(pass_name: Pass, blocking: Blocking, precision: str, pixels: int) -> list[Config]:
+    """The configurations of a pass that are worth a measurement, the default first.
+
+    Left out is what needs more shared memory than every GPU has, and tiles larger than all pixels
+    there are.
+    """
+    size = 2 if precision == "16-bit" else 4
+    default, *others = SPACE[pass_name, precision]
+    kept = [default]
+    for config in others:
+        m, c, k = config.block_m, blocking.block_c, blocking.block_k
+        stage = (3 * m * c + m * k) if pass_name == "wgrad" else (m * c + c * k)
+        if config.num_stages * stage * size <= _SHARED_MEMORY and pixels >= m:
+            kept.append(config)
+    return kept
+
+
+def block_q(columns: int, channels_last: bool) -> int:
+    """Columns of a tile: of two candidates the one that leaves fewer idle, or the wider one."""
+    candidates = (16, 8) if channels_last else (32, 16)
+    return min(candidates, key=lambda q: -(-columns // q) * q)
+
+
+@functools.cache
+def _triton_absent() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    try:
+        importlib.import_module("triton.language")
+    except Exception as error:  # whatever a broken installation raises
+        return f"triton does not load: {error}"
+    return None
+
+
+@functools.cache
+def kernels() -> ModuleType:
+    """The kernels; imported when they are first needed, because Triton takes a while."""
+    return importlib.import_module("grouped_conv.backends.triton_kernels")
+
+
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton's interpreter runs kernels, on tensors of the CPU."""
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def unavailable() -> str | None:
-    return "this release of grouped_conv has no Triton kernels"
+    if reason := _triton_absent():
+        return reason
+    if _INTERPRETED:
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    return None if torch.cuda.is_available() else "torch finds no CUDA device"
 
 
 def supports(query: Query) -> str | None:
-    return unavailable()
+    if query.device != "cuda" and not (query.device == "cpu" and _INTERPRETED):
+        return f"there are no Triton kernels for device {query.device}"
+    if query.dtype not in _DTYPES:
+        return f"the Triton kernels do not compute in {dtype_name(query.dtype)}"
+    if query.kernel_size != (3, 3):
+        return "the Triton kernels are for 3x3 filters"
+    if query.dilation != (1, 1):
+        return "the Triton kernels are for dilation 1"
+    if query.stride not in ((1, 1), (2, 2)):
+        return "the Triton kernels are for strides 1 and 2, equal in both directions"
+    return None
 
 
 def prefers(query: Query) -> str | None:
+    if query.device != "cuda":
+        return "the interpreter of Triton is for tests"
+    if query.groups == 1:
+        return "one group is a dense convolution, which ATen does well"
+    if _libraries.cuda_absent_reason() is None:
+        return "where there are compiled CUDA kernels, the Triton kernels must be asked for by name"
+    if not _CUDA_AUTO:
+        return (
+            "the Triton kernels have not been measured against cuDNN on a GPU yet "
+            f"({CUDA_VARIABLE}=1 lets them be chosen)"
+        )
     return None
 
 
 def kernel(query: Query) -> str:
-    return ""
+    return f"{query.pass_name}_triton_{dtype_name(query.dtype)}"
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How products are computed: ``16-bit``, or for float32 ``tf32`` or ``ieee``.
+
+    As PyTorch's convolutions: ``torch.backends.cudnn.conv.fp32_precision`` and what it inherits
+    from, which ``torch.backends.cudnn.allow_tf32`` sets, too.
+    """
+    if dtype is not torch.float32:
+        return "16-bit"
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return "tf32" if conv.fp32_precision == "tf32" else "ieee"
+
+
+class Launch(NamedTuple):
+    """A kernel, its grid, and its arguments but for the configuration's."""
+
+    kernel: str
+    grid: int
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    options: dict[str, int]
+
+    def run(self) -> None:
+        function = getattr(kernels(), self.kernel)
+        # Stated, because the default differs between versions of Triton.
+        options = {**self.options, "enable_fp_fusion": True}
+        function[(self.grid,)](*self.arguments, **self.constants, **options)
+
+
+def _rows(p: ConvProblem, pass_name: Pass) -> tuple[int, int]:
+    """Rows through all images, and columns, of the grid of pixels that a pass walks over."""
+    if pass_name == "dgrad":
+        return p.N * -(-p.H // p.stride_h), -(-p.W // p.stride_w)
+    return p.N * p.P, p.Q
+
+
+class Plan(NamedTuple):
+    """What the launches of a pass have in common."""
+
+    pass_name: Pass
+    problem: ConvProblem
+    blocking: Blocking
+    precision: str
+    config: Config
+    block_q: int
+
+    @classmethod
+    def of(
+        cls,
+        pass_name: Pass,
+        p: ConvProblem,
+        dtype: torch.dtype,
+        channels_last: bool,
+        config: Config | None = None,
+    ) -> Plan:
+        how = precision(dtype)
+        blocking = Blocking.of(pass_name, p.c_per_group, p.k_per_group, how)
+        columns = _rows(p, pass_name)[1]
+        chosen = SPACE[pass_name, how][0] if config is None else config
+        return cls(pass_name, p, blocking, how, chosen, block_q(columns, channels_last))
+
+    @property
+    def block_rows(self) -> int:
+        return self.config.block_m // self.block_q
+
+    @property
+    def tiles(self) -> int:
+        rows, columns = _rows(self.problem, self.pass_name)
+        return -(-rows // self.block_rows) * -(-columns // self.block_q)
+
+    @property
+    def units(self) -> int:
+        """Programs of one tile of pixels: blocks of the channels written, of all slabs."""
+        p, b = self.problem, self.blocking
+        written = p.c_per_group if self.pass_name == "dgrad" else p.k_per_group
+        return b.slabs(p.G) * -(-b.groups_per_slab * written // b.block_k)
+
+    @property
+    def c_blocks(self) -> int:
+        p, b = self.problem, self.blocking
+        read = p.k_per_group if self.pass_name == "dgrad" else p.c_per_group
+        return -(-b.groups_per_slab * read // b.block_c)
+
+    @property
+    def packed_size(self) -> int:
+        """Elements of the packed weight."""
+        return self.units * 9 * self.c_blocks * self.blocking.block_c * self.blocking.block_k
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        p, b = self.problem, self.blocking
+        return {
+            "STRIDE": p.stride_h,
+            "C_PER_GROUP": p.c_per_group,
+            "K_PER_GROUP": p.k_per_group,
+            "GROUPS_PER_SLAB": b.groups_per_slab,
+            "BLOCK_C": b.block_c,
+            "BLOCK_K": b.block_k,
+            "BLOCK_ROWS": self.block_rows,
+            "BLOCK_Q": self.block_q,
+            "PRECISION": "tf32" if self.precision == "tf32" else "ieee",
+        }
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
+
+    @property
+    def geometry(self) -> tuple[int, ...]:
+        p = self.problem
+        return (p.N, p.H, p.W, p.P, p.Q, p.G, p.pad_h, p.pad_w)
+
+    def pack(self, w: Tensor, packed: Tensor) -> Launch:
+        """The weight in the order in which fprop or dgrad reads it."""
+        p, b = self.problem, self.blocking
+        stride_k, stride_c, stride_r, stride_s = w.stride()
+        read, written = (p.c_per_group, stride_c), (p.k_per_group, stride_k)
+        if self.pass_name == "dgrad":
+            read, written = written, read
+        constants = {
+            "IN_PER_GROUP": read[0],
+            "OUT_PER_GROUP": written[0],
+            "GROUPS_PER_SLAB": b.groups_per_slab,
+            "BLOCK_C": b.block_c,
+            "BLOCK_K": b.block_k,
+        }
+        strides = (read[1], written[1], stride_r, stride_s, p.k_per_group * stride_k)
+        grid = self.units * 9 * self.c_blocks
+        return Launch(
+            "pack_weights_kernel", grid, (w, packed, p.G, *strides), constants, {"num_warps": 2}
+        )
+
+    def fprop(
+        self, x: Tensor, packed: Tensor, y: Tensor, epilogue: Sequence[Tensor | None], relu: bool
+    ) -> Launch:
+        """epilogue: bias, scale, shift, and a residual with the strides of y."""
+        arguments = (x, packed, y, *epilogue, *self.geometry, *x.stride(), *y.stride())
+        constants = {**self.constants, "RELU": relu}
+        return Launch("fprop_kernel", self.tiles * self.units, arguments, constants, self.options)
+
+    def dgrad(self, dy: Tensor, packed: Tensor, dx: Tensor) -> Launch:
+        arguments = (dy, packed, dx, *self.geometry, *dy.stride(), *dx.stride())
+        grid = self.tiles * self.problem.stride_h**2 * self.units
+        return Launch("dgrad_kernel", grid, arguments, self.constants, self.options)
+
+    def splits(self, processors: int) -> tuple[int, int]:
+        """Into how many parts wgrad cuts the pixels, and the tiles of each: four programs for each
+        multiprocessor, of two tiles or more."""
+        programs = 3 * self.c_blocks * self.units
+        wanted = max(1, min(4 * processors // programs, self.tiles // 2))
+        each = -(-self.tiles // wanted)
+        return -(-self.tiles // each), each
+
+    def wgrad(self, dy: Tensor, x: Tensor, partial: Tensor, each: int) -> Launch:
+        arguments = (dy, x, partial, *self.geometry, *dy.stride(), *x.stride(), self.tiles, each)
+        grid = partial.shape[0] * 3 * self.c_blocks * self.units
+        return Launch("wgrad_kernel", grid, arguments, self.constants, self.options)
+
+    def reduce(self, partial: Tensor, dw: Tensor) -> Launch:
+        grid = -(-dw.numel() // _REDUCE_BLOCK)
+        arguments = (partial, dw, partial.shape[0], dw.shape[0], *dw.stride())
+        constants = {"C_PER_GROUP": dw.shape[1], "BLOCK": _REDUCE_BLOCK}
+        return Launch("wgrad_reduce_kernel", grid, arguments, constants, {"num_warps": 2})
