@@ -120,8 +120,8 @@ fprop_rowstream_kernel(GC_GRID_CONSTANT const RowstreamArgs args) {
     if (finished) lines.store(buffer ^ Traits::kLineBytes);
 
     const bool first = row == 0;
-    const auto put_line = [&](const SlabAccumulators<Traits>& sum, int tile) {
-      put<Traits>(sum, output + buffer + tile * 16 * 16);
+    const auto put_line = [line = output + buffer](const SlabAccumulators<Traits>& sum, int tile) {
+      put<Traits>(sum, line + tile * 16 * 16);
     };
     if constexpr (kUnit) {
       unit_stride_row<Traits>(older, newer, weights, start, first, input + stage,
