@@ -252,20 +252,26 @@ def test_planted_faults_are_noticed(pass_name: str, c_per_group: int, stride: in
 
 
 def unnoticed_faults(kernel: Any, c_per_group: int, stride: int) -> list[str]:
-    """The faults that can be planted into a kernel, are not harmless and nothing tells of."""
+    """The faults that can be planted into a kernel, are not harmless and nothing tells of.
+
+    Planar kernels get images of more rows than are in shared memory at a time.
+    """
     pass_name = kernel.pass_name
     # What fprop and dgrad do about Inf is the same source at 16 channels per group as at 4, and
     # takes long there; without Inf it makes no difference which addresses are looked at for Inf.
     with_inf = c_per_group == 4 or pass_name == "wgrad"
     # One block walks over everything, then meets Inf as well; many blocks share the work.
     full_line = (6, 27) if stride == 1 else (8, 58)
-    one = problem(c_per_group, stride, 2, *(full_line if with_inf else (6, 7)), (1, 1), 1, 0)
+    size = full_line if with_inf else (6, 7)
+    if kernel.planar:
+        size = (20, size[1])
+    one = problem(c_per_group, stride, 2, *size, (1, 1), 1, 0)
     many = problem(c_per_group, stride, 2, 14, 6, (1, 1), 1, 0)
     clean = Operands.random(one, torch.float16, bias=True)
     infinite = Operands.random(one, torch.float16, bias=True)
     for t in (infinite.x, infinite.y):
         t.view(-1)[:: t.numel() // 5] = t.view(-1)[-1] = math.inf
-    infinite.w.view(-1)[-1] = math.inf
+    infinite.w.view(-1)[-1] = infinite.w.view(-1)[-9] = math.inf  # the last tap and the first
     cases = [
         (one, clean, 1),
         *([(one, infinite, 1)] if with_inf else []),

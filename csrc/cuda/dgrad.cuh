@@ -109,8 +109,9 @@ dgrad_rowstream_kernel(GC_GRID_CONSTANT const RowstreamArgs args) {
 
     const bool first = row == 0;
     const bool last_line = first && work.steps.tail && i > 0;
-    const auto put_line = [&](const SlabAccumulators<Traits>& sum, int tile, int r, int run) {
-      put<Traits>(sum, output + buffer + tile * 16 * 16 + (2 * r + run) * Traits::kOutputRunBytes);
+    const auto put_line = [line = output + buffer](const SlabAccumulators<Traits>& sum, int tile,
+                                                   int r, int run) {
+      put<Traits>(sum, line + tile * 16 * 16 + (2 * r + run) * Traits::kOutputRunBytes);
     };
     dgrad_stride_2_row<Traits>(carried, weights, first, last_line, input + stage, put_line);
     even_finished = last_line || row >= even_lead;

@@ -134,8 +134,9 @@ fprop_rowstream_kernel(GC_GRID_CONSTANT const RowstreamArgs args) {
     if (finished) store_line(buffer ^ Traits::kLineBytes);
 
     const bool first = row == 0;
-    const auto put_line = [&](const SlabAccumulators<Traits>& sum, int i) {
-      const uint32_t address = output + buffer + i * 16 * 16;
+    const auto put_line = [&, line = output + buffer](const SlabAccumulators<Traits>& sum,
+                                                      int tile) {
+      const uint32_t address = line + tile * 16 * 16;
       if constexpr (kTail == Tail::kAffine) {
         tail.put(sum, address);
       } else {

@@ -5,7 +5,7 @@
 Of every kernel: no register spilled, no stack. Of every row-streaming kernel: registers, and on
 sm_90 and sm_100 shared memory, leave room for the blocks that its configuration promises; 16-byte
 asynchronous copies; in the innermost loops around tensor-core instructions, no access to
-global memory narrower than 16 bytes; and no more instructions per tensor-core instruction,
+global memory narrower than 16 bytes (but stores of NCHW, at the ends of runs of pixels); and no more instructions per tensor-core instruction,
 in the best loop that also copies, than ``recorded.json`` says, which ``--record`` rewrites.
 """
 
@@ -30,7 +30,7 @@ REGISTERS_OF_SM = 65536
 SHARED_OF_SM = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}
 """KiB of shared memory of a multiprocessor; a block takes 1 KiB more than it asks for."""
 TENSOR = "HMMA"
-_STREAMING = re.compile(r"\d(fprop|dgrad|wgrad)_rowstream_kernelI")
+_STREAMING = re.compile(r"\d((?:fprop|dgrad|wgrad)_rowstream|nchw_conv)_kernelI")
 
 
 def configuration(kernel: MachineKernel) -> _C.CudaKernel | None:
@@ -39,7 +39,9 @@ def configuration(kernel: MachineKernel) -> _C.CudaKernel | None:
     index = re.search(r"Li(\d+)E", kernel.symbol)
     if family is None or index is None:
         return None
-    of_wgrad = family[1] == "wgrad"
+    if family[1] == "nchw_conv":
+        return _C.nchw_kernels()[int(index[1])]
+    of_wgrad = family[1] == "wgrad_rowstream"
     table = [c for c in _C.cuda_kernels() if (c["passes"] == ["wgrad"]) == of_wgrad]
     return table[int(index[1])]
 
@@ -83,11 +85,13 @@ def faults(kernel: MachineKernel) -> list[str]:
     loops = kernel.inner_loops(TENSOR)
     if not any(loop.count("LDGSTS") for loop in loops):
         wrong.append("no loop that copies and multiplies")
+    # The ends of a run of NCHW pixels are stored in pieces.
+    wide = ("LDG", "LDGSTS") if config["name"].startswith("nchw") else ("LDG", "STG", "LDGSTS")
     wrong += [
         f"narrow access to global memory in an inner loop: {i.opcode}"
         for loop in loops
         for i in loop.instructions
-        if i.name in ("LDG", "STG", "LDGSTS") and ".128" not in i.opcode
+        if i.name in wide and ".128" not in i.opcode
     ]
     return wrong
 
