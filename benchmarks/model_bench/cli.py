@@ -194,13 +194,14 @@ def _measure(flags: argparse.Namespace) -> int:
             rows: list[Row] = []
             for model in flags.models:
                 base = Case(model, BASE, mode, dtype, layout, flags.batch, flags.size, device)
-                rows += measure_group(
+                measured = measure_group(
                     [base.of(variant) for variant in variants],
                     budget,
                     flags.seed,
                     memory=not flags.no_memory,
                     shares=not flags.no_shares,
                 )
+                rows += [report.rounded(row) for row in measured]
                 progress.update()
             everything += rows
             progress.clear()

@@ -73,6 +73,11 @@ def from_json(text: str) -> tuple[dict[str, Any], dict[str, Any], list[Row]]:
     return document["machine"], document["settings"], [Row(**row) for row in document["rows"]]
 
 
+def rounded(row: Row) -> Row:
+    """The row as :func:`to_json` stores it, so that tables are the same of it as of a file."""
+    return Row(**_rounded(dataclasses.asdict(row)))
+
+
 def settings_of(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows by the table that they belong to."""
     tables: dict[tuple[Any, ...], list[Row]] = {}

@@ -65,8 +65,10 @@ inline void transpose_out(const float* src, int64_t src_stride, int channels, in
       block[j] = j < nj ? Vec::load(src + (j0 + j) * src_stride) : Vec::zero();
     }
     Vec::transpose(block);
-    for (int i = 0; i < channels; ++i) {
-      E::store_partial(dst + i * dst_stride + j0, block[i], nj);
+    if (nj == L) {
+      for (int i = 0; i < channels; ++i) E::store(dst + i * dst_stride + j0, block[i]);
+    } else {
+      for (int i = 0; i < channels; ++i) E::store_partial(dst + i * dst_stride + j0, block[i], nj);
     }
   }
 }

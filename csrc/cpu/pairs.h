@@ -51,9 +51,14 @@ struct WeightPacker<2, ElementBF16> {
       return;
     }
     const int64_t next = c.w_in_stride * kTaps;
-    NextKernels ahead(c, s, w, slab);
+    NextKernels next_kernels(c, s, w, slab);
+    NextGroups next_groups(c, s, w, slab);
     pack_taps(c, lanes, packed, [&](int l, int64_t in, int t0, int taps) {
-      if (c.fprop) ahead.ask();
+      if (c.fprop) {
+        next_kernels.ask();
+      } else if (l == 0) {
+        next_groups.ask();
+      }
       const uint16_t* low = kernels[l] + 2 * in * next + t0;
       return Vec::zip_words(low, 2 * in + 1 < c.in_per_group ? low + next : nullptr, taps);
     });
@@ -109,7 +114,9 @@ struct PixelLoader<2, ElementBF16> {
       const bool low = inside(h), high = inside(h + second.rows);
       end = h + 1;
       while (end < h_end && inside(end) == low && inside(end + second.rows) == high) ++end;
-      if (low) {
+      if (low && high && t.nhwc) {
+        load_pixels(t, n, c0, channels, h, end, distance, strip);
+      } else if (low) {
         load_rows(t, n, c0, channels, h, end, 0, t.w, strip, PixelPairWords{low, high, distance});
       } else if (high) {
         // Counted from the second pixels, for the first ones lie outside the tensor.
@@ -117,6 +124,33 @@ struct PixelLoader<2, ElementBF16> {
         from_second.shift -= second.rows;
         load_rows(t, n + second.images, c0, channels, h + second.rows, end + second.rows, 0, t.w,
                   from_second, PixelPairWords{low, high, 0});
+      }
+    }
+  }
+
+ private:
+  // Two chunks at a time, a whole line of channels_last pixels.
+  static void load_pixels(const Activation<ElementBF16>& t, int64_t n, int64_t c0, int64_t channels,
+                          int64_t h_begin, int64_t h_end, int64_t distance,
+                          const StripRows& strip) {
+    constexpr int64_t L = Vec::kLanes;
+    const PixelPairWords words{true, true, distance};
+    for (int64_t h = h_begin; h < h_end; ++h) {
+      const uint16_t* src = t.at(n, c0, h, 0);
+      float* dst = strip.at(h);
+      int64_t c = 0;
+      for (; c + 2 * L <= channels; c += 2 * L, src += 2 * L, dst += 2 * strip.chunk) {
+        for (int64_t j = 0; j < t.w; ++j) {
+          const uint16_t* pixel = src + j * t.channels;
+          Vec::Reg first, second;
+          Vec::zip_words(pixel, pixel + distance, first, second);
+          Vec::store(dst + j * L, first);
+          Vec::store(dst + strip.chunk + j * L, second);
+        }
+      }
+      for (; c < channels; c += L, src += L, dst += strip.chunk) {
+        const int count = static_cast<int>(min64(L, channels - c));
+        for (int64_t j = 0; j < t.w; ++j) words.pixel(src + j * t.channels, count, dst + j * L);
       }
     }
   }

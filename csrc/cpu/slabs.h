@@ -214,7 +214,7 @@ struct PrefetchWalk {
     return p;
   }
   void fetch(int64_t count) {
-    for (count = min64(count, total()); count > 0; --count) prefetch(next());
+    for (; count > 0; --count) prefetch(next());
   }
   // The next pieces of a walk of which no line was fetched, for a tile of some words.
   Ahead take(int64_t pieces, int64_t words) {
@@ -227,6 +227,26 @@ struct PrefetchWalk {
   void take_share(int64_t i, int64_t n) {
     const int64_t begin = outer * i / n, end = outer * (i + 1) / n;
     at += begin * step, outer = end - begin;
+  }
+};
+
+// Several walks, one after the other, whose lines are asked for at an even pace.
+struct PacedWalks {
+  static constexpr int kMaxWalks = 5;
+  static constexpr int64_t kLine = 64;  // of the pace
+
+  PrefetchWalk walks[kMaxWalks];
+  int count = 0;
+  int64_t pace = 0, due = 0;  // lines per step, and lines to ask for, in 1/kLine
+
+  void add(const PrefetchWalk& walk) {
+    if (walk.total() > 0) walks[count++] = walk;
+  }
+  // All lines within `steps` steps.
+  void spread(int64_t steps) {
+    int64_t lines = 0;
+    for (int i = 0; i < count; ++i) lines += walks[i].total();
+    pace = ceil_div(lines * kLine, max64(1, steps)), due = 0;
   }
 };
 

@@ -97,6 +97,30 @@ struct NextKernels {
   }
 };
 
+// The kernels that a slab of dgrad meets are those of its groups, which lie side by side; slabs of
+// one group read parts of the same lines. Those of the next groups are prefetched, by each slab of
+// a group its share of them.
+struct NextGroups {
+  const char *at, *end;
+  int64_t lines_per_word;
+
+  template <class T>
+  NextGroups(const Correlation& c, const Slabs& s, const T* w, int64_t slab) {
+    const int64_t first = s.out_begin(slab) / s.out_per_group;
+    const int64_t behind = (s.out_begin(slab) + max64(1, s.lanes(slab)) - 1) / s.out_per_group + 1;
+    const int64_t bytes = c.w_group_stride * kTaps * static_cast<int64_t>(sizeof(T));
+    const int64_t size = (min64(c.groups, 2 * behind - first) - behind) * bytes;
+    const int64_t shares = max64(1, s.slabs_per_group), share = slab % shares;
+    at = reinterpret_cast<const char*>(w) + behind * bytes;
+    end = at + size * (share + 1) / shares;
+    at += size * share / shares;
+    lines_per_word = ceil_div(ceil_div(end - at, kCacheLine), words(c.in_per_group));
+  }
+  void ask() {
+    for (int64_t i = lines_per_word; i > 0 && at < end; --i, at += kCacheLine) prefetch(at);
+  }
+};
+
 // Packs the kernels of fprop of one slab, each a run of words: load(l, i, n) loads n words from
 // word i on of the kernel of lane l.
 template <class T, class Load>
@@ -134,6 +158,7 @@ template <class T, class Load>
 inline void pack_neighbours(const Correlation& c, const Slabs& s, const T* w, int64_t slab,
                             float* packed, const Load& load) {
   const TapPlaces places(c);
+  NextGroups ahead(c, s, w, slab);
   const int lanes = s.lanes(slab);
   if (lanes < Vec::kLanes) std::memset(packed, 0, sizeof(float) * packed_slab_floats(c));
   for (int64_t l = 0; l < lanes;) {
@@ -142,6 +167,7 @@ inline void pack_neighbours(const Correlation& c, const Slabs& s, const T* w, in
     const int n = static_cast<int>(min64(lanes - l, s.out_per_group - local));
     const int64_t kernel = kTaps * s.out_per_group;
     for (int64_t in = 0; in < words(c.in_per_group); ++in) {
+      ahead.ask();
       const int64_t first = in * Vec::kChannelsPerWord;
       const T* low = w + (group * c.in_per_group + first) * kernel + local;
       const T* high = first + 1 < c.in_per_group ? low + kernel : nullptr;
@@ -175,7 +201,9 @@ struct WeightPacker {
                 [&](int l, int64_t i, int n) { return load_first<E>(kernels[l] + i, n); });
       return;
     }
+    NextGroups ahead(c, s, w, slab);
     pack_taps(c, lanes, packed, [&](int l, int64_t in, int t0, int taps) {
+      if (l == 0) ahead.ask();
       return E::load_partial(kernels[l] + in * c.w_in_stride * kTaps + t0, taps);
     });
   }
