@@ -271,7 +271,8 @@ def unnoticed_faults(kernel: Any, c_per_group: int, stride: int) -> list[str]:
     infinite = Operands.random(one, torch.float16, bias=True)
     for t in (infinite.x, infinite.y):
         t.view(-1)[:: t.numel() // 5] = t.view(-1)[-1] = math.inf
-    infinite.w.view(-1)[-1] = infinite.w.view(-1)[-9] = math.inf  # the last tap and the first
+    # The last tap of one channel, the first of another.
+    infinite.w.view(-1)[-1] = infinite.w.view(-1)[-18] = math.inf
     cases = [
         (one, clean, 1),
         *([(one, infinite, 1)] if with_inf else []),
