@@ -183,6 +183,23 @@ def test_shuffle(mode: str, operand: int, clamp: int) -> None:
         assert found[thread].tolist() == [expected, int(valid)]
 
 
+@pytest.mark.parametrize(("mode", "type_"), [
+    ("min", "u32"), ("max", "u32"), ("add", "u32"), ("min", "s32"), ("max", "s32"), ("add", "s32"),
+])  # fmt: skip
+def test_reductions(mode: str, type_: str) -> None:
+    body = f"""
+    mul.lo.u32 %r1, %r0, 0x9e3779b1;
+    redux.sync.{mode}.{type_} %r2, %r1, 0xffffffff;
+    {store_words("%r", 2, 0, 1)}
+    """
+    (found,) = run(body, [], [np.zeros((THREADS, 1), np.uint32)])
+    values = np.arange(THREADS, dtype=np.uint32) * np.uint32(0x9E3779B1)
+    warps = values.view(np.dtype(type_.replace("u32", "uint32").replace("s32", "int32")))
+    for warp, lanes in zip(warps.reshape(-1, 32), found.reshape(-1, 32), strict=True):
+        expected = {"min": min, "max": max, "add": sum}[mode](int(v) for v in warp)
+        assert (lanes == expected % 2**32).all()
+
+
 def test_votes() -> None:
     body = f"""
     setp.eq.u32 %p0, %r0, 37;
@@ -370,6 +387,7 @@ def test_zero_fill_does_not_read_its_source() -> None:
 
 def test_masks_of_some_lanes_are_refused() -> None:
     for text in ("shfl.sync.bfly.b32 %r1, %r0, 1, 31, 3;", "vote.sync.any.pred %p0, 1, 3;",
+                 "redux.sync.add.u32 %r1, %r0, 7;",
                  "bar.warp.sync 7;"):  # fmt: skip
         with pytest.raises(ptx.Unsupported, match="mask"):
             run(text, [], [])

@@ -208,6 +208,26 @@ def _(machine: Machine, instruction: Instruction) -> Step:
     return step
 
 
+@decoder("redux")
+def _(machine: Machine, instruction: Instruction) -> Step:
+    """The least, greatest or summed value of a warp, for all of its lanes."""
+    m = Mnemonic(instruction.opcode)
+    (mode,) = m.allow("sync", "min", "max", "add") - {"sync"}
+    type_ = m.only_type("us", (32,))
+    out, value, mask = instruction.operands
+    read, mask_operand = machine.source(value, type_), machine.source(mask, B32)
+    write = machine.target(out, type_)
+    reduce = {"min": np.minimum, "max": np.maximum, "add": np.add}[mode].reduce
+
+    def step(lanes: Lanes) -> None:
+        warps = machine.whole_warps(lanes, "redux")
+        _all_take_part(mask_operand(lanes), "redux")
+        values = np.broadcast_to(read(lanes), (warps.size,)).reshape(warps.shape)
+        write(lanes, np.repeat(reduce(values, 1, dtype=type_.dtype), WARP))
+
+    return step
+
+
 # Order -------------------------------------------------------------------------------------------
 
 

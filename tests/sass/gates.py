@@ -5,8 +5,9 @@
 Of every kernel: no register spilled, no stack. Of every row-streaming kernel: registers, and on
 sm_90 and sm_100 shared memory, leave room for the blocks that its configuration promises; 16-byte
 asynchronous copies; in the innermost loops around tensor-core instructions, no access to
-global memory narrower than 16 bytes (but stores of NCHW, at the ends of runs of pixels); and no more instructions per tensor-core instruction,
-in the best loop that also copies, than ``recorded.json`` says, which ``--record`` rewrites.
+global memory narrower than 16 bytes (but stores of NCHW, at the ends of runs of pixels); and no
+more instructions per tensor-core instruction, in the best loop that also copies, than
+``recorded.json`` says, which ``--record`` rewrites.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ REGISTERS_OF_SM = 65536
 SHARED_OF_SM = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}
 """KiB of shared memory of a multiprocessor; a block takes 1 KiB more than it asks for."""
 TENSOR = "HMMA"
+TAILS = ("", " epilogue", " statistics")
+"""What an fprop kernel does beside the convolution, in the order of ``Tail`` in configs.h."""
+_TAIL = re.compile(r"4TailE(\d)E")
 _STREAMING = re.compile(r"\d((?:fprop|dgrad|wgrad)_rowstream|nchw_conv)_kernelI")
 
 
@@ -50,7 +54,9 @@ def name(kernel: MachineKernel) -> str:
     """Such as ``conv_c4_s1 Float16 sm_90``."""
     config, element = configuration(kernel), re.search(r"B?Float16", kernel.symbol)
     named = f"{config['name']} {element[0]}" if config and element else kernel.symbol
-    return f"{named} sm_{kernel.architecture}"
+    tail = _TAIL.search(kernel.symbol)
+    behind = TAILS[int(tail[1])] if tail else ""
+    return f"{named}{behind} sm_{kernel.architecture}"
 
 
 def instructions_per_mma(kernel: MachineKernel) -> float:

@@ -1,0 +1,122 @@
+"""The Triton backend without a GPU: its kernels interpreted, and compiled for GPUs not present."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from grouped_conv import available_backends, explain
+from grouped_conv.backends import triton
+from grouped_conv.problem import PASSES, ConvProblem, Pass
+
+TESTS = Path(__file__).parent
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="there is no Triton"
+)
+pytestmark = pytest.mark.once
+
+
+@needs_triton
+def test_interpreted():
+    """tests/triton_interpreted.py in a process in which Triton interprets its kernels."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        + [str(TESTS / "triton_interpreted.py")],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        cwd=TESTS.parent,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+KEYS = [(name, precision) for name, precision in triton.SPACE]
+
+
+def plans(pass_name: Pass, precision: str, monkeypatch: pytest.MonkeyPatch) -> list[triton.Plan]:
+    """A problem for each blocking of channels that a pass has; strides and layouts in turn."""
+    dtype = torch.bfloat16 if precision == "16-bit" else torch.float32
+    monkeypatch.setattr(triton, "precision", lambda dtype: precision)
+    widths = (4, 16, 32, 64)
+    return [
+        triton.Plan.of(
+            pass_name,
+            ConvProblem(8, 64, 28, 28, 64, 3, 3, 64 // width, 1, 1, 1 + i % 2, 1 + i % 2),
+            dtype,
+            i % 4 < 2,
+        )
+        for i, width in enumerate(widths)
+    ]
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("key", KEYS, ids="-".join)
+def test_compiled(key: tuple[Pass, str], capability: int, monkeypatch: pytest.MonkeyPatch):
+    """Every configuration: no spilled register, and shared memory that every GPU has."""
+    from triton_aot import compile_launch, launches
+
+    pass_name, precision = key
+    found = plans(pass_name, precision, monkeypatch)
+    for number, config in enumerate(triton.SPACE[key]):
+        monkeypatch.setitem(triton.SPACE, key, (config,))
+        # Each configuration with the widest channels, which take most registers, and one other.
+        for plan in {id(p): p for p in (found[-1], found[number % len(found)])}.values():
+            p = plan.problem
+            dtype = torch.bfloat16 if precision == "16-bit" else torch.float32
+            fmt = torch.channels_last if plan.channels_last else torch.contiguous_format
+            x, y = (
+                torch.empty(size, dtype=dtype).contiguous(memory_format=fmt)
+                for size in (p.input_size, p.output_size)
+            )
+            w, bias = torch.empty(p.weight_size, dtype=dtype), torch.empty(p.K, dtype=dtype)
+            todo, _ = launches(plan, x, w, y, bias, relu=True)
+            for launch in todo:
+                compiled = compile_launch(launch, capability)
+                used = compiled.resources
+                where = f"{launch.kernel} {config} {p}"
+                assert used.stack == used.local == 0, f"{where}: registers are spilled"
+                assert used.registers <= 255, where
+                assert compiled.shared_bytes <= 99 * 1024, where
+
+
+def test_choice_is_explained():
+    """Where the compiled library is missing Triton is named, with the reason for or against it."""
+    x, w = torch.randn(1, 8, 5, 5), torch.randn(8, 4, 3, 3)
+    reason = available_backends()["triton"]
+    assert reason is not None or torch.cuda.is_available()
+    refused = dict(explain(x, w, None, 1, 1, 1, 2).refused)
+    if "triton" in refused:
+        assert refused["triton"] == reason
+    with pytest.raises(RuntimeError, match="backend triton cannot compute fprop"):
+        explain(x, w, None, 1, 1, 1, 2, backend="triton")
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_blocks_of_channels(channels_last: bool):
+    """Groups are packed until they reach the extent of a product, and never beyond their slab."""
+    for c, k in itertools.product((1, 2, 4, 5, 8, 16, 24, 64, 264), repeat=2):
+        for pass_name, precision in triton.SPACE:
+            blocking = triton.Blocking.of(pass_name, c, k, precision)
+            groups = blocking.groups_per_slab
+            assert groups == 1 or groups * max(c, k) <= 16
+            read, written = (k, c) if pass_name == "dgrad" else (c, k)
+            assert 16 <= blocking.block_c <= 64
+            assert 16 <= blocking.block_k <= 64
+            if groups > 1:
+                assert blocking.block_c >= groups * read
+                assert blocking.block_k >= groups * written
+            configs = triton.pruned(pass_name, blocking, precision, 10**6)
+            assert configs[0] == triton.SPACE[pass_name, precision][0]
+            assert set(configs) <= set(triton.SPACE[pass_name, precision])
+    assert triton.block_q(7, channels_last) in ((8,) if channels_last else (16,))
+    assert set(PASSES) == {name for name, _ in triton.SPACE}
