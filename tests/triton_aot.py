@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import re
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from sass.listing import find_cuobjdump, read
 from torch import Tensor
 
 from grouped_conv.backends import triton as backend
@@ -25,7 +23,8 @@ class Resources(NamedTuple):
     registers: int
     stack: int
     """Bytes of spilled registers and local arrays, for one thread."""
-    local: int
+    spills_in_loops: int
+    """Instructions that reach for those, in the loops that multiply."""
 
 
 class Compiled(NamedTuple):
@@ -38,13 +37,6 @@ class Compiled(NamedTuple):
     resources: Resources
     passed: tuple[int, ...]
     """Positions, among the arguments of the launch, of those that are not constants."""
-
-
-@functools.cache
-def _tool(name: str) -> Path:
-    import triton
-
-    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
 
 
 def compile_launch(launch: backend.Launch, capability: int) -> Compiled:
@@ -86,14 +78,15 @@ def compile_launch(launch: backend.Launch, capability: int) -> Compiled:
 
 
 def _resources(cubin: bytes) -> Resources:
+    tool = find_cuobjdump()
+    assert tool is not None, "the triton package has cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [_tool("cuobjdump"), "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
-    assert found is not None, text
-    return Resources(*map(int, found.groups()))
+        (kernel,) = read(Path(file.name), tool)
+    loops = [*kernel.inner_loops("HMMA"), *kernel.inner_loops("FFMA")]
+    spills = max((loop.count("LDL") + loop.count("STL") for loop in loops), default=0)
+    return Resources(kernel.registers, kernel.stack, spills)
 
 
 def launches(

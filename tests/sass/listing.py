@@ -95,7 +95,8 @@ def parse(code: str, usage: str) -> list[MachineKernel]:
             continue
         text = code[mark.end() : following.start() if following else len(code)]
         instructions = tuple(Instruction(int(a, 16), o, r) for a, o, r in _LINE.findall(text))
-        registers, stack = used[architecture, mark[2]]
+        # Of a single cubin the architecture is not printed.
+        registers, stack = used.get((architecture, mark[2])) or used[0, mark[2]]
         kernels.append(MachineKernel(mark[2], architecture, instructions, registers, stack))
     return kernels
 
