@@ -179,6 +179,8 @@ class _Body:
             self.declare(text)
         elif text.startswith(".pragma"):
             return  # advice on unrolling
+        elif text.startswith(".local"):
+            return  # Triton leaves some unused; an instruction that names it is refused
         elif text.startswith("."):
             raise Unsupported(f"directive {text!r}")
         elif text:

@@ -156,6 +156,33 @@ def test_ldmatrix(count: int, transposed: bool) -> None:
             np.testing.assert_array_equal(found[:, lane, i], low | high << 16)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_stmatrix(count: int, transposed: bool) -> None:
+    values = ", ".join(f"%r{8 + i}" for i in range(count))
+    parts = "\n".join(f"mad.lo.u32 %r{8 + i}, %r0, 65541, {i * 17};" for i in range(count))
+    body = f"""
+    // Rows of a matrix backwards, and matrices of a warp one behind the other.
+    mul.lo.u32 %r1, %r0, 16;
+    xor.b32 %r1, %r1, 112;
+    mov.u32 %r6, dynamic;
+    add.u32 %r7, %r6, %r1;
+    {parts}
+    stmatrix.sync.aligned.m8n8.x{count}{".trans" if transposed else ""}.shared.b16 [%r7], {{{values}}};
+    bar.sync 0;
+    xor.b32 %r1, %r1, 112;
+    add.u32 %r7, %r6, %r1;
+    ld.shared.v4.u32 {{%r2, %r3, %r4, %r5}}, [%r7];
+    {store_words("%r", 2, 0, 4)}
+    """
+    (found,) = run(body, [], [np.zeros((WARPS * 32, 4), np.uint32)])
+    rows = found.view(np.uint16).reshape(WARPS, 4, 8, 8)[:, :count, ::-1]
+    lanes = np.arange(WARPS * 32, dtype=np.uint32).reshape(WARPS, 1, 8, 4)
+    words = lanes * np.uint32(65541) + np.arange(0, 17 * count, 17, dtype=np.uint32)[:, None, None]
+    expected = words[..., None].view(np.uint16).reshape(WARPS, count, 8, 8)
+    np.testing.assert_array_equal(rows, expected.swapaxes(2, 3) if transposed else expected)
+
+
 @pytest.mark.parametrize(("mode", "operand", "clamp"), [
     ("bfly", 3, 31), ("down", 5, 31), ("up", 4, 0), ("idx", 7, 31), ("down", 2, 0x1807),
     ("bfly", 9, 0x181F), ("idx", 3, 0x1C1F),

@@ -162,7 +162,7 @@ def _(machine: Machine, instruction: Instruction) -> Step:
 
 def _start_copy(machine: Machine, instruction: Instruction, copies: AsyncCopies) -> Step:
     target_operand, source_operand, width_text, *rest = instruction.operands
-    width = int(width_text)
+    width = int(width_text, 0)
     if width != COPY_BYTES or len(rest) > 1:
         raise Unsupported(f"{instruction}: copies of other than 16 bytes")
     target_type = address_type("shared", target_operand, machine)

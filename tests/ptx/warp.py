@@ -138,6 +138,39 @@ def _(machine: Machine, instruction: Instruction) -> Step:
     return step
 
 
+@decoder("stmatrix")
+def _(machine: Machine, instruction: Instruction) -> Step:
+    """What ldmatrix reads, written."""
+    m = Mnemonic(instruction.opcode)
+    given = m.allow(
+        "sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared", "shared::cta"
+    )  # fmt: skip
+    (count,) = [int(name[1:]) for name in given & {"x1", "x2", "x4"}]
+    m.only_type("b", (16,))
+    operand, value = instruction.operands
+    reads = machine.sources(value, B32)
+    if len(reads) != count:
+        raise Unsupported(str(instruction))
+    address = machine.address(operand, address_type("shared", operand, machine))
+    transposed = "trans" in given
+
+    def step(lanes: Lanes) -> None:
+        warps = machine.whole_warps(lanes, "stmatrix")
+        used = warps[:, : 8 * count].ravel()
+        rows = address(lanes).reshape(warps.shape)[:, : 8 * count].ravel()
+        at = shared_bytes(machine, used, rows, 16, "stmatrix").reshape(-1, count, 8)
+        halves = machine.shared.view(np.uint16)
+        for i, read in enumerate(reads):
+            pair = np.broadcast_to(read(lanes), (warps.size,)).reshape(-1, 8, 4)
+            parts = [pair & np.uint32(0xFFFF), pair >> np.uint32(16)]
+            matrix = np.stack(parts, 3).reshape(-1, 8, 8).astype(np.uint16)
+            if transposed:
+                matrix = matrix.transpose(0, 2, 1)
+            halves[(at[:, i, :, None] // 2) + np.arange(8)] = matrix
+
+    return step
+
+
 # Exchange ----------------------------------------------------------------------------------------
 
 
