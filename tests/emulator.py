@@ -72,9 +72,7 @@ def kernels(pass_name: str | None = None, *, planar: bool = False) -> list[Any]:
     Each has name, pass_name, dtype, planar, refusal, run.
     """
     return [
-        k
-        for k in module().kernels()
-        if pass_name in (None, k.pass_name) and k.planar == planar
+        k for k in module().kernels() if pass_name in (None, k.pass_name) and k.planar == planar
     ]
 
 
