@@ -181,8 +181,8 @@ TEXT = """\
 Printed by `python tests/cuda_counts.py`. Nothing here was measured on a GPU.
 
 The source of the kernels runs in the emulator (`tests/simt`), float16, on the layers of
-ResNeXt-50 32x4d, NHWC and, with kernels named nchw, NCHW; the first {most} blocks of each grid stand for all of it. A tile is 16 pixels of 8
-channels of y (fprop, wgrad) or dx (dgrad).
+ResNeXt-50 32x4d, NHWC and, with kernels named nchw, NCHW; the first {most} blocks of each grid
+stand for all of it. A tile is 16 pixels of 8 channels of y (fprop, wgrad) or dx (dgrad).
 
 - **DRAM / min**: 32-byte sectors touched, each once in a launch, over those of x, w and y. wgrad's
   partial sums are counted written and read.

@@ -5,8 +5,9 @@
 Of every kernel: no register spilled, no stack. Of every row-streaming kernel: registers, and on
 sm_90 and sm_100 shared memory, leave room for the blocks that its configuration promises; 16-byte
 asynchronous copies; in the innermost loops around tensor-core instructions, no access to
-global memory narrower than 16 bytes (but stores of NCHW, at the ends of runs of pixels); and no more instructions per tensor-core instruction,
-in the best loop that also copies, than ``recorded.json`` says, which ``--record`` rewrites.
+global memory narrower than 16 bytes (but stores of NCHW, at the ends of runs of pixels);
+and no more instructions per tensor-core instruction, in the best loop that also copies,
+than ``recorded.json`` says, which ``--record`` rewrites.
 """
 
 from __future__ import annotations
