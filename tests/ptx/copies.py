@@ -12,13 +12,14 @@ from ptx.types import Array
 if TYPE_CHECKING:
     from ptx.machine import Lanes, Machine
 
-COPY_BYTES = 16
+COPY_BYTES = (4, 8, 16)
 
 
 @dataclass
 class _Copy:
     """Copies in flight, one per lane: the lane's group, and where from and to, in bytes."""
 
+    width: int
     lanes: Array
     group: Array
     target: Array
@@ -27,6 +28,7 @@ class _Copy:
 
     def select(self, chosen: Array) -> _Copy:
         return _Copy(
+            self.width,
             self.lanes[chosen],
             self.group[chosen],
             self.target[chosen],
@@ -43,11 +45,11 @@ class AsyncCopies:
         self.committed = np.zeros(machine.count, np.int64)
         self.flying: list[_Copy] = []
 
-    def start(self, lanes: Lanes, target: Array, source: Array, size: Array) -> None:
-        """Begin copies of ``size`` bytes each; zeros follow up to 16."""
-        self.machine.shared.reshape(-1, COPY_BYTES)[target // COPY_BYTES] = 0xFF
+    def start(self, lanes: Lanes, target: Array, source: Array, size: Array, width: int) -> None:
+        """Begin copies of ``size`` bytes each; zeros follow up to ``width``."""
+        self.machine.shared.reshape(-1, width)[target // width] = 0xFF
         ids = self.machine.lane[lanes]
-        self.flying.append(_Copy(ids, self.committed[ids], target, source, size))
+        self.flying.append(_Copy(width, ids, self.committed[ids], target, source, size))
 
     def commit(self, lanes: Lanes) -> None:
         self.committed[lanes] += 1
@@ -69,8 +71,8 @@ class AsyncCopies:
 
     def _land(self, copy: _Copy) -> None:
         source = self.machine.memory.words(1)
-        offset = np.arange(COPY_BYTES)
+        offset = np.arange(copy.width)
         inside = offset < copy.size[:, None]
         taken = source[np.where(inside, copy.source[:, None] + offset, 0)]
-        shared = self.machine.shared.reshape(-1, COPY_BYTES)
-        shared[copy.target // COPY_BYTES] = np.where(inside, taken, 0)
+        shared = self.machine.shared.reshape(-1, copy.width)
+        shared[copy.target // copy.width] = np.where(inside, taken, 0)

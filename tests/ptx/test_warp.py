@@ -160,6 +160,7 @@ def test_ldmatrix(count: int, transposed: bool) -> None:
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_stmatrix(count: int, transposed: bool) -> None:
     values = ", ".join(f"%r{8 + i}" for i in range(count))
+    opcode = f"stmatrix.sync.aligned.m8n8.x{count}{'.trans' if transposed else ''}.shared.b16"
     parts = "\n".join(f"mad.lo.u32 %r{8 + i}, %r0, 65541, {i * 17};" for i in range(count))
     body = f"""
     // Rows of a matrix backwards, and matrices of a warp one behind the other.
@@ -168,7 +169,7 @@ def test_stmatrix(count: int, transposed: bool) -> None:
     mov.u32 %r6, dynamic;
     add.u32 %r7, %r6, %r1;
     {parts}
-    stmatrix.sync.aligned.m8n8.x{count}{".trans" if transposed else ""}.shared.b16 [%r7], {{{values}}};
+    {opcode} [%r7], {{{values}}};
     bar.sync 0;
     xor.b32 %r1, %r1, 112;
     add.u32 %r7, %r6, %r1;

@@ -163,8 +163,10 @@ def _(machine: Machine, instruction: Instruction) -> Step:
 def _start_copy(machine: Machine, instruction: Instruction, copies: AsyncCopies) -> Step:
     target_operand, source_operand, width_text, *rest = instruction.operands
     width = int(width_text, 0)
-    if width != COPY_BYTES or len(rest) > 1:
-        raise Unsupported(f"{instruction}: copies of other than 16 bytes")
+    # Past the first level of cache (cg) go copies of 16 bytes alone.
+    allowed = COPY_BYTES if "ca" in Mnemonic(instruction.opcode).modifiers else COPY_BYTES[-1:]
+    if width not in allowed or len(rest) > 1:
+        raise Unsupported(f"{instruction}: copies of {width} bytes")
     target_type = address_type("shared", target_operand, machine)
     target = machine.address(target_operand, target_type)
     source = machine.address(source_operand, U64)
@@ -180,6 +182,6 @@ def _start_copy(machine: Machine, instruction: Instruction, copies: AsyncCopies)
         if (at[reads] % width).any():
             raise Fault("cp.async: misaligned source")
         machine.memory.check_bounds(at[reads], count[reads], "cp.async")
-        copies.start(lanes, to, at, count)
+        copies.start(lanes, to, at, count, width)
 
     return start

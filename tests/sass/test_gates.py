@@ -124,7 +124,7 @@ def test_the_record_names_every_kernel() -> None:
     record = json.loads(Path(gates.RECORD).read_text(encoding="utf-8"))["instructions_per_mma"]
     expected = {
         f"{config['name']} {element} sm_{architecture}"
-        for config in _C.cuda_kernels()
+        for config in [*_C.cuda_kernels(), *_C.nchw_kernels()]
         for element in ("Float16", "BFloat16")
         for architecture in (80, 90)
     }
