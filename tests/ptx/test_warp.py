@@ -269,6 +269,24 @@ def test_async_copy_lands_at_the_wait_and_fills_with_zeros() -> None:
         assert found[thread].tolist() == expected
 
 
+@pytest.mark.parametrize("width", [4, 8])
+def test_narrow_async_copy(width: int) -> None:
+    source = np.arange(1, THREADS * 16 + 1).astype(np.uint8).reshape(THREADS, 16)
+    body = f"""{COPY}
+    min.u32 %r3, %r3, {width};
+    cp.async.ca.shared.global [%r2+{width}], [%d1], {width:#x}, %r3;
+    cp.async.wait_all;
+    {READ}
+    {store_words("%r", 8, 1, 4)}
+    """
+    (found,) = run(body, [source], [np.zeros((THREADS, 16), np.uint8)])
+    for thread in range(THREADS):
+        size = min(width, thread % 4 * 5)
+        expected = np.full(4, thread, np.uint32).view(np.uint8)
+        expected[width : 2 * width] = [*source[thread, :size], *[0] * (width - size)]
+        assert (found[thread] == expected).all()
+
+
 def test_async_copy_is_not_there_before_its_own_group_was_awaited() -> None:
     source = np.ones((THREADS, 16), np.uint8)
     body = f"""{COPY}
