@@ -245,8 +245,8 @@ def grouped_conv2d_affine(
     once, when they store the output. So do the CUDA kernels for channels_last tensors, but for a
     residual and the activation behind it, which take a second pass and a second rounding; those for
     NCHW tensors leave all of it to a second pass. Elsewhere it is :func:`grouped_conv2d` followed
-    by one operation for each step. Which backend takes a call is decided as for :func:`grouped_conv2d`
-    without the epilogue, so :func:`explain` tells.
+    by one operation for each step. Which backend takes a call is decided as for
+    :func:`grouped_conv2d` without the epilogue, so :func:`explain` tells.
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, any layout; NCHW and channels_last are native.
