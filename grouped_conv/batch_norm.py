@@ -12,6 +12,7 @@ from torch.overrides import has_torch_function
 
 from grouped_conv import sharding
 from grouped_conv import statistics as statistics  # registers the ops
+from grouped_conv.backends import native
 from grouped_conv.dataflow import has_hooks
 from grouped_conv.functional import fold_batch_norm, grouped_conv2d_affine
 from grouped_conv.modules import GroupedConv2d
@@ -32,8 +33,9 @@ def conv_batch_norm(input: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
     are as of the two modules called one after the other.
 
     That is what happens wherever the native backend does not compute the convolution
-    (:func:`grouped_conv.explain` says so), the modules are of other classes, ``nn.Conv2d`` among
-    them, or have hooks, or the tensors are transformed, exported or distributed.
+    (:func:`grouped_conv.explain` says so), on a GPU for NCHW tensors, where the modules are of
+    other classes, ``nn.Conv2d`` among them, or have hooks, and where the tensors are transformed,
+    exported or distributed.
 
     Args:
         input: ``[N, C, H, W]``, any floating dtype and layout.
@@ -95,7 +97,10 @@ def _joined(x: Any, conv: nn.Module, norm: nn.Module) -> Request | None:
         x = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
         padding = (0, 0)
     request = parse(x, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups)
-    if isinstance(request, str) or decide_query(request.query("fprop")).backend != "native":
+    if isinstance(request, str):
+        return None
+    query = request.query("fprop")
+    if decide_query(query).backend != "native" or not native.takes_statistics(query):
         return None
     p, wide = request.problem, torch.promote_types(request.input.dtype, torch.float32)
     if norm.training or norm.running_var is None:

@@ -30,7 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._pytree import tree_map_only
 
-from grouped_conv import fold_batch_norm, grouped_conv2d, grouped_conv2d_affine, ops, reference
+from grouped_conv import fold_batch_norm, grouped_conv2d, grouped_conv2d_affine, reference
 from grouped_conv.problem import ConvProblem
 
 OP = torch.ops.grouped_conv.fprop_affine
@@ -496,18 +496,6 @@ SCHEMA = (
     "Tensor? shift, Tensor? residual, bool relu, SymInt[2] stride, SymInt[2] padding, "
     "SymInt[2] dilation, SymInt groups) -> Tensor"
 )
-
-
-def test_composition_of_the_operator_for_cuda(layout: str):
-    """It is made of operators that run on any device."""
-    call = Call.draw(problem(8), layout=layout)
-    composed = ops._fprop_affine_cuda(*call.tensors, call.relu, *call.attributes)
-    call.assert_accurate(composed)
-    assert memory_format(composed) == memory_format(call.run_op())
-    with pytest.raises(RuntimeError, match="expected scale to be 1-dimensional"):
-        ops._fprop_affine_cuda(
-            call.x, call.w, None, call.x[0, 0], None, None, True, *call.attributes
-        )
 
 
 def test_schema():

@@ -56,4 +56,4 @@ def test_tests_named_in_the_text_exist():
 
 def test_every_table_is_read():
     assert len(FEATURES) > 40
-    assert len(tables()) == 7
+    assert len(tables()) == 8

@@ -38,7 +38,7 @@ def test_sources_do_nothing_that_a_capture_forbids():
     assert any("get_current_cuda_stream" in path.read_text() for path in sources)
 
 
-@pytest.mark.parametrize("name", ["fprop", "fprop_affine", "dgrad", "wgrad"])
+@pytest.mark.parametrize("name", ["fprop", "fprop_affine", "fprop_stats", "dgrad", "wgrad"])
 def test_operators_are_open_to_the_compiler_s_graphs(name: str):
     assert torch.Tag.cudagraph_unsafe not in getattr(torch.ops.grouped_conv, name).default.tags
 

@@ -119,6 +119,11 @@ def _no_rowstream(query: Query) -> str | None:
     return None
 
 
+def takes_statistics(query: Query) -> bool:
+    """Whether fprop finds the statistics of its output on the way, without reading it again."""
+    return query.device == "cpu" or (_no_rowstream(query) is None and query.channels_last)
+
+
 def _uses_winograd(query: Query) -> bool:
     """Whether a direct kernel uses Winograd's F(2x2, 3x3); mirrors ``uses_winograd`` in C++."""
     return (

@@ -53,6 +53,35 @@ void run_on_host(Pass pass, const cuda::SimpleArgs<T>& args) {
   }
 }
 
+// Sum and squared deviations of y, against those of the CPU in float64.
+template <typename T>
+void check_statistics(const cuda::SimpleArgs<T>& args, Layout layout) {
+  const ConvProblem& p = args.problem;
+  const int64_t count = p.N * p.P * p.Q;
+  if (count == 0) return;
+  std::vector<double> y(static_cast<size_t>(count * p.K));
+  std::copy_n(args.y.data, y.size(), y.begin());
+  std::vector<double> sums(static_cast<size_t>(p.K)), squares(static_cast<size_t>(p.K));
+  cpu::PassArgs wanted{Pass::kFprop, p,       cpu::DType::kFloat64, layout, nullptr, nullptr,
+                       y.data(),     nullptr, {run_all, 1}};
+  wanted.statistics = {sums.data(), squares.data()};
+  cpu::statistics(wanted);
+  const double allowed = double(count) * (std::is_same_v<T, double> ? 1e-14 : 1e-5);
+  for (int64_t k = 0; k < p.K; ++k) {
+    const T sum = cuda::statistics_partial<T>(args, k, nullptr, 0, 2) +
+                  cuda::statistics_partial<T>(args, k, nullptr, 1, 2);
+    const T mean = sum / T(count);
+    const T rest = cuda::statistics_partial<T>(args, k, &mean, 0, 1);
+    const size_t i = static_cast<size_t>(k);
+    if (!(std::abs(double(sum) - sums[i]) <= allowed * (1 + std::abs(sums[i]))) ||
+        !(std::abs(double(rest) - squares[i]) <= allowed * (1 + squares[i]))) {
+      std::printf("statistics of channel %ld: %g and %g instead of %g and %g\n", long(k),
+                  double(sum), double(rest), sums[i], squares[i]);
+      ++failures;
+    }
+  }
+}
+
 template <typename T>
 void compare(const ConvProblem& p, Layout layout, bool with_bias, std::mt19937& rng) {
   const bool is_double = std::is_same_v<T, double>;
@@ -60,13 +89,32 @@ void compare(const ConvProblem& p, Layout layout, bool with_bias, std::mt19937& 
   const auto w = random_values<T>(p.K * p.c_per_group() * p.R * p.S, rng);
   const auto y = random_values<T>(p.N * p.K * p.P * p.Q, rng);
   const auto bias = random_values<T>(p.K, rng);
+  const auto scale = random_values<T>(p.K, rng);
+  const auto shift = random_values<T>(p.K, rng);
+  const auto residual = random_values<T>(p.N * p.K * p.P * p.Q, rng);
   for (const Pass pass : {Pass::kFprop, Pass::kDgrad, Pass::kWgrad}) {
     std::vector<T> ours[3] = {x, w, y};
     std::vector<T> theirs[3] = {x, w, y};
-    const T* pass_bias = with_bias && pass == Pass::kFprop ? bias.data() : nullptr;
-    run_on_host<T>(pass, {p, view(ours[0], layout, p.C, p.H, p.W),
-                          view(ours[1], Layout::kNCHW, p.c_per_group(), p.R, p.S),
-                          view(ours[2], layout, p.K, p.P, p.Q), pass_bias, 1});
+    const bool fprop = pass == Pass::kFprop;
+    const T* pass_bias = with_bias && fprop ? bias.data() : nullptr;
+    // The epilogue with the pass where there is a bias, else in a pass of its own.
+    const cuda::SimpleEpilogue<T> none{};
+    const cuda::SimpleEpilogue<T> epilogue =
+        fprop ? cuda::SimpleEpilogue<T>{scale.data(), shift.data(), residual.data(), true} : none;
+    cuda::SimpleArgs<T> args{p,
+                             view(ours[0], layout, p.C, p.H, p.W),
+                             view(ours[1], Layout::kNCHW, p.c_per_group(), p.R, p.S),
+                             view(ours[2], layout, p.K, p.P, p.Q),
+                             pass_bias,
+                             1,
+                             with_bias ? epilogue : none};
+    run_on_host<T>(pass, args);
+    if (fprop) {
+      args.epilogue = epilogue;
+      const int64_t count = p.N * p.K * p.P * p.Q;
+      for (int64_t i = 0; !with_bias && i < count; ++i) cuda::epilogue_element(args, i);
+      check_statistics(args, layout);
+    }
     cpu::simple({pass,
                  p,
                  is_double ? cpu::DType::kFloat64 : cpu::DType::kFloat32,
@@ -75,7 +123,8 @@ void compare(const ConvProblem& p, Layout layout, bool with_bias, std::mt19937& 
                  theirs[1].data(),
                  theirs[2].data(),
                  pass_bias,
-                 {run_all, 1}});
+                 {run_all, 1},
+                 {epilogue.scale, epilogue.shift, epilogue.residual, epilogue.relu}});
     const size_t written = pass == Pass::kFprop ? 2 : pass == Pass::kDgrad ? 0 : 1;
     double worst = 0;
     for (size_t i = 0; i < ours[written].size(); ++i) {

@@ -84,6 +84,43 @@ std::vector<py::dict> launches(const std::string& pass, const std::string& confi
                    rowstream_launch(plan), make_rowstream_args(args, plan))};
 }
 
+int64_t statistics_workspace(const std::string& config, const std::vector<int64_t>& extents,
+                             int sm_count) {
+  const ConvProblem p = problem_of(extents);
+  const RowstreamPlan plan =
+      plan_rowstream(index_of(kRowstreamConfigs, config), Pass::kFprop, p, sm_count);
+  return statistics_bytes(statistics_rows_of(plan), p.K);
+}
+
+// fprop with an epilogue, or with statistics where `sum` is not 0; its bias is zero.
+std::vector<py::dict> tail_launches(const std::string& config, const std::vector<int64_t>& extents,
+                                    int sm_count, uint64_t x, uint64_t w, uint64_t y,
+                                    uint64_t scale, uint64_t shift, bool relu, uint64_t sum,
+                                    uint64_t squares, uint64_t workspace) {
+  const ConvProblem p = problem_of(extents);
+  PassArgs pass{};
+  pass.pass = Pass::kFprop;
+  pass.problem = p;
+  pass.x = operand(x, true, p.C, p.H, p.W);
+  pass.w = operand(w, false, p.c_per_group(), p.R, p.S);
+  pass.y = operand(y, true, p.K, p.P, p.Q);
+  pass.epilogue = {reinterpret_cast<void*>(scale), reinterpret_cast<void*>(shift), nullptr, relu};
+  pass.statistics = {reinterpret_cast<void*>(sum), reinterpret_cast<void*>(squares)};
+  const RowstreamPlan plan =
+      plan_rowstream(index_of(kRowstreamConfigs, config), Pass::kFprop, p, sm_count);
+  RowstreamArgs args = make_rowstream_args(pass, plan);
+  if (sum == 0) {
+    return {describe("fprop_rowstream_kernel", plan.config, rowstream_launch(plan), args)};
+  }
+  args.statistics =
+      statistics_rows(reinterpret_cast<void*>(workspace), statistics_rows_of(plan), args.channels);
+  const StatisticsArgs reduce = make_statistics_args(pass, args.statistics);
+  const RowstreamLaunch shape{statistics_blocks(reduce), 32 * kStatisticsWarps,
+                              kStatisticsSharedBytes};
+  return {describe("fprop_rowstream_kernel", plan.config, rowstream_launch(plan), args),
+          describe("statistics_reduce_kernel", kStatisticsWarps, shape, reduce)};
+}
+
 }  // namespace
 }  // namespace grouped_conv::cuda
 
@@ -94,4 +131,10 @@ PYBIND11_MODULE(_launches, m) {
         py::arg("extents"), py::kw_only(), py::arg("channels_last"), py::arg("sm_count"),
         py::arg("x"), py::arg("w"), py::arg("y"), py::arg("bias"), py::arg("workspace"),
         "The launches of a pass in their order, each with the bytes of its argument.");
+  m.def("statistics_workspace", &grouped_conv::cuda::statistics_workspace, py::arg("config"),
+        py::arg("extents"), py::arg("sm_count"), "Bytes, of fprop with statistics.");
+  m.def("tail_launches", &grouped_conv::cuda::tail_launches, py::arg("config"), py::arg("extents"),
+        py::kw_only(), py::arg("sm_count"), py::arg("x"), py::arg("w"), py::arg("y"),
+        py::arg("scale"), py::arg("shift"), py::arg("relu"), py::arg("sum"), py::arg("squares"),
+        py::arg("workspace"), "Those of fprop with an epilogue, or with statistics.");
 }

@@ -71,7 +71,7 @@ def compiled(stem: str) -> dict[str, ptx.Kernel]:
 
 def find_kernel(dtype: str, name: str, config: int) -> ptx.Kernel:
     family = "wgrad" if name.startswith("wgrad") else "rowstream"
-    wanted = re.compile(rf"\d{name}I" + (rf".*Li{config}E" if config >= 0 else ""))
+    wanted = re.compile(rf"\d{name}I" + (rf".*Li{config}E(?!.*4TailE[12])" if config >= 0 else ""))
     (found,) = [k for symbol, k in compiled(f"{family}_{dtype}").items() if wanted.search(symbol)]
     return found
 
