@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grouped_conv import available_backends, explain
+from grouped_conv import _libraries, available_backends, explain, routing
 from grouped_conv.backends import triton
 from grouped_conv.problem import PASSES, ConvProblem, Pass
 
@@ -105,3 +105,51 @@ def test_blocks_of_channels(channels_last: bool):
             assert set(configs) <= set(triton.SPACE[pass_name, precision])
     assert triton.block_q(7, channels_last) in ((8,) if channels_last else (16,))
     assert set(PASSES) == {name for name, _ in triton.SPACE}
+
+
+def who_computes_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, *, absent: str | None, auto: bool
+) -> tuple[str, dict[str, str]]:
+    """The choice for a GPU, which needs none: with or without the compiled CUDA library."""
+    monkeypatch.setattr(_libraries, "_cuda_absent_reason", absent)
+    monkeypatch.setattr(triton, "unavailable", lambda: None)
+    monkeypatch.setattr(triton, "_CUDA_AUTO", auto)
+    monkeypatch.setattr(routing, "_cache", {})
+    p = ConvProblem(2, 48, 9, 8, 48, 3, 3, 4, 1, 1)  # 12 channels per group
+    decision = routing.decide(p, torch.float16, "cuda", True, "fprop", "auto")
+    return decision.backend, dict(decision.refused)
+
+
+def test_auto_takes_triton_where_there_is_no_compiled_library(monkeypatch: pytest.MonkeyPatch):
+    chosen, refused = who_computes_on_a_gpu(monkeypatch, absent="there is no nvcc", auto=True)
+    assert chosen == "triton"
+    assert refused == {"native": "there is no nvcc"}
+
+
+def test_auto_says_why_it_does_not_take_triton(monkeypatch: pytest.MonkeyPatch):
+    chosen, refused = who_computes_on_a_gpu(monkeypatch, absent="there is no nvcc", auto=False)
+    assert chosen == "aten"
+    assert "not been measured" in refused["triton"]
+    assert "GROUPED_CONV_CUDA_AUTO=1" in refused["triton"]
+    chosen, refused = who_computes_on_a_gpu(monkeypatch, absent=None, auto=True)
+    assert chosen == "aten"
+    assert "by name" in refused["triton"]
+
+
+def test_an_absent_triton_is_a_reason(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(triton, "_triton_absent", lambda: "triton is not installed")
+    assert available_backends()["triton"] == "triton is not installed"
+    with pytest.raises(RuntimeError, match="triton is not installed"):
+        routing.decide(ConvProblem(1, 8, 5, 5, 8), torch.float32, "cpu", True, "fprop", "triton")
+
+
+def test_float32_is_computed_as_pytorch_is_told(monkeypatch: pytest.MonkeyPatch):
+    class Conv:
+        fp32_precision = "none"
+
+    monkeypatch.setattr(torch.backends.cudnn, "conv", Conv, raising=False)
+    assert triton.precision(torch.float32) == "ieee"
+    assert triton.precision(torch.bfloat16) == "16-bit"
+    Conv.fp32_precision = "tf32"
+    assert triton.precision(torch.float32) == "tf32"
+    assert triton.precision(torch.bfloat16) == "16-bit"
