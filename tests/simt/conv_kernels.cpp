@@ -42,6 +42,7 @@ EmulatedKernel emulated(Pass pass, DType dtype) {
             return statistics_bytes(statistics_rows_of(plan), p.K);
           },
           launch<kId, T>,
+          false,
           pass == Pass::kFprop && rowstream_has(kRowstreamConfigs[kId], Tail::kAffine),
           pass == Pass::kFprop && rowstream_has(kRowstreamConfigs[kId], Tail::kStatistics)};
 }

@@ -25,10 +25,10 @@ struct EmulatedKernel {
   std::function<std::vector<simt::Report>(const PassArgs&, void* workspace, int sm_count,
                                           const simt::Options&)>
       launch;
+  bool planar = false;  // x and y are NCHW, else NHWC
   // Whether it takes the epilogue and the statistics of its arguments.
   bool takes_epilogue = false;
   bool takes_statistics = false;
-  bool planar = false;  // x and y are NCHW, else NHWC
 };
 
 std::vector<EmulatedKernel> conv_kernels();  // fprop and dgrad
