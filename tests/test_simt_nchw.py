@@ -78,8 +78,11 @@ def test_results_have_the_bits_of_nhwc_in_every_schedule(
         assert torch.equal(outcome.output, expected)
 
 
+# The code that looks for such values differs by sharing of slabs (4), and not beyond 16.
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize(("pass_name", "c_per_group", "stride"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("pass_name", "c_per_group", "stride"), [c for c in COMBINATIONS if c[1] in (4, 16)]
+)
 def test_non_finite_values_stay_where_they_belong(
     pass_name: str, c_per_group: int, stride: int, value: float
 ):
