@@ -64,7 +64,7 @@ SPACE: dict[tuple[Pass, str], tuple[Config, ...]] = {
     ("dgrad", "ieee"): _CONV_IEEE,
     ("wgrad", "16-bit"): (Config(64, 4, 2), Config(64, 4, 3)),
     ("wgrad", "tf32"): (Config(32, 4, 2),),
-    ("wgrad", "ieee"): (Config(32, 2, 2), Config(32, 4, 2)),
+    ("wgrad", "ieee"): (Config(32, 4, 2),),
 }
 """What tuning chooses from, by pass and precision, the default first: what spills no registers in
 its loops, in any layout and with any number of channels."""
