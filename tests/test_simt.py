@@ -177,8 +177,11 @@ def planted(t: Tensor, places: list[tuple[int, ...]], p: ConvProblem, value: flo
     return out
 
 
+# From 16 channels per group on the code that looks for such values is the same, and takes long.
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize(("pass_name", "c_per_group", "stride"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("pass_name", "c_per_group", "stride"), [c for c in COMBINATIONS if c[1] <= 16]
+)
 def test_non_finite_values_stay_where_they_belong(
     pass_name: str, c_per_group: int, stride: int, value: float
 ):
