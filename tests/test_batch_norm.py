@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import threads
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -48,9 +49,9 @@ def test_statistics_are_those_of_the_rounded_output(dtype: torch.dtype, layout: 
         bias = (300 * torch.randn(c)).to(dtype)
         args = (x, weight, bias, (stride, stride), (1, 1), (1, 1), groups)
         runs = []
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            runs.append(STATS(*args))
+        for count in (1, 2, 5):
+            with threads(count):
+                runs.append(STATS(*args))
         for other in runs[1:]:
             assert all(map(torch.equal, other, runs[0]))
         y, total, squares = runs[0]
