@@ -29,10 +29,11 @@ def conv_batch_norm(input: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
     convolution, which has its output at hand: one read less. They are those of the output as it was
     rounded, in float32, and exact for any ratio of mean and deviation (``grouped_conv.statistics``
     says how). In evaluation the normalization is the kernel's epilogue: no pass at all, and one
-    rounding instead of two. Parameters, buffers, gradients of any order, momentum None and all else
+    rounding instead of two. That is not always faster: docs/performance-notes.md has measurements.
+    Parameters, buffers, gradients of any order, momentum None and all else
     are as of the two modules called one after the other.
 
-    That is what happens wherever the native backend does not compute the convolution
+    The two modules are called wherever the native backend does not compute the convolution
     (:func:`grouped_conv.explain` says so), on a GPU for NCHW tensors, where the modules are of
     other classes, ``nn.Conv2d`` among them, or have hooks, and where the tensors are transformed,
     exported or distributed.

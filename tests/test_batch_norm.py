@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import threads
+from support import LAYOUTS, threads
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,7 +22,6 @@ from grouped_conv import (
 )
 
 STATS = torch.ops.grouped_conv.fprop_stats
-LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 # N, C, groups, H, W, stride, kernel: permuted and broadcast channels, Winograd's algorithm, ragged
 # vectors of channels, rows of one pixel, plain loops.

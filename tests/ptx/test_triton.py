@@ -11,6 +11,7 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
+from support import LAYOUTS
 from torch import Tensor
 
 import ptx
@@ -22,8 +23,6 @@ pytestmark = [
     pytest.mark.once,
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="there is no Triton"),
 ]
-
-LAYOUTS = {"nhwc": torch.channels_last, "nchw": torch.contiguous_format}
 
 
 def bits(t: Tensor) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -107,29 +108,42 @@ def _(machine: Machine, instruction: Instruction) -> Step:
     return step
 
 
-@decoder("ldmatrix")
-def _(machine: Machine, instruction: Instruction) -> Step:
+def _matrices(
+    machine: Machine, instruction: Instruction, operand: str, registers: int
+) -> tuple[Callable[[Lanes], Array], bool]:
+    """Of ldmatrix and stmatrix: the places of each matrix's elements among the halves of shared
+    memory, ``[matrix, warp, row, column]``, and whether they are transposed."""
     m = Mnemonic(instruction.opcode)
     given = m.allow(
         "sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared", "shared::cta"
     )  # fmt: skip
     (count,) = [int(name[1:]) for name in given & {"x1", "x2", "x4"}]
     m.only_type("b", (16,))
-    out, operand = instruction.operands
-    writes = machine.targets(out, B32)
-    if len(writes) != count:
+    if registers != count:
         raise Unsupported(str(instruction))
+    name = instruction.opcode.split(".")[0]
     address = machine.address(operand, address_type("shared", operand, machine))
-    transposed = "trans" in given
 
-    def step(lanes: Lanes) -> None:
-        warps = machine.whole_warps(lanes, "ldmatrix")
+    def places(lanes: Lanes) -> Array:
+        warps = machine.whole_warps(lanes, name)
         used = warps[:, : 8 * count].ravel()
         rows = address(lanes).reshape(warps.shape)[:, : 8 * count].ravel()
-        at = shared_bytes(machine, used, rows, 16, "ldmatrix").reshape(-1, count, 8)
+        at = shared_bytes(machine, used, rows, 16, name).reshape(-1, count, 8)
+        return at.swapaxes(0, 1)[..., None] // 2 + np.arange(8)
+
+    return places, "trans" in given
+
+
+@decoder("ldmatrix")
+def _(machine: Machine, instruction: Instruction) -> Step:
+    out, operand = instruction.operands
+    writes = machine.targets(out, B32)
+    places, transposed = _matrices(machine, instruction, operand, len(writes))
+
+    def step(lanes: Lanes) -> None:
         halves = machine.shared.view(np.uint16)
-        for i, write in enumerate(writes):
-            matrix = halves[(at[:, i, :, None] // 2) + np.arange(8)]
+        for write, at in zip(writes, places(lanes), strict=True):
+            matrix = halves[at]
             if transposed:
                 matrix = matrix.transpose(0, 2, 1)
             pair = [matrix[:, _GROUP, 2 * _IN_GROUP + e].astype(np.uint32) for e in range(2)]
@@ -141,32 +155,20 @@ def _(machine: Machine, instruction: Instruction) -> Step:
 @decoder("stmatrix")
 def _(machine: Machine, instruction: Instruction) -> Step:
     """What ldmatrix reads, written."""
-    m = Mnemonic(instruction.opcode)
-    given = m.allow(
-        "sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared", "shared::cta"
-    )  # fmt: skip
-    (count,) = [int(name[1:]) for name in given & {"x1", "x2", "x4"}]
-    m.only_type("b", (16,))
     operand, value = instruction.operands
     reads = machine.sources(value, B32)
-    if len(reads) != count:
-        raise Unsupported(str(instruction))
-    address = machine.address(operand, address_type("shared", operand, machine))
-    transposed = "trans" in given
+    places, transposed = _matrices(machine, instruction, operand, len(reads))
 
     def step(lanes: Lanes) -> None:
-        warps = machine.whole_warps(lanes, "stmatrix")
-        used = warps[:, : 8 * count].ravel()
-        rows = address(lanes).reshape(warps.shape)[:, : 8 * count].ravel()
-        at = shared_bytes(machine, used, rows, 16, "stmatrix").reshape(-1, count, 8)
         halves = machine.shared.view(np.uint16)
-        for i, read in enumerate(reads):
-            pair = np.broadcast_to(read(lanes), (warps.size,)).reshape(-1, 8, 4)
+        for read, at in zip(reads, places(lanes), strict=True):
+            words = np.broadcast_to(read(lanes), machine.lane[lanes].shape)
+            pair = words.reshape(-1, 8, 4)
             parts = [pair & np.uint32(0xFFFF), pair >> np.uint32(16)]
             matrix = np.stack(parts, 3).reshape(-1, 8, 8).astype(np.uint16)
             if transposed:
                 matrix = matrix.transpose(0, 2, 1)
-            halves[(at[:, i, :, None] // 2) + np.arange(8)] = matrix
+            halves[at] = matrix
 
     return step
 
