@@ -223,6 +223,8 @@ class ConvTask {
         in_row[i] = h >= 0 && h < c.in_h ? strip + h % plan_.window * plan_.strip_row : zero_row_;
         if (!plan_.s.permute) in_row[i] += first_word;
       }
+      const int64_t top = first * c.stride + row.in_offset;
+      const int row_padding = (top < 0 ? kTop : 0) | (top + in_rows > c.in_h ? kBottom : 0);
       const int64_t out_row = first * c.out_step + row.out_offset;
       if (!plan_.direct_store) {
         outputs_ = walk_rows(out_, n, k0, lanes, out_row, out_row + (rows - 1) * c.out_step + 1);
@@ -238,8 +240,11 @@ class ConvTask {
         t.weights =
             weights_ + (slab - first_slab_) * packed_slab_floats(c) + phase_offset(c, rp, cp);
         for (int64_t q = col.begin; q < col.end; q += plan_.px) {
-          const int64_t in_col = q * c.stride + col.in_offset - plan_.col_origin;
+          const int64_t left = q * c.stride + col.in_offset;
+          const int64_t right = left + (plan_.px - 1) * c.stride + col.taps - 1;
+          const int64_t in_col = left - plan_.col_origin;
           for (int64_t i = 0; i < in_rows; ++i) t.rows[i] = in_row[i] + in_col * L;
+          t.padding = row_padding | (left < 0 ? kLeft : 0) | (right >= c.in_w ? kRight : 0);
           t.inputs = inputs_.take(inputs_quota_, t.words);
           t.outputs = outputs_.take(outputs_quota_, t.words);
           if (has_epilogue_) t.residuals = residuals_.take(residuals_quota_, t.words);
