@@ -69,6 +69,8 @@ def kernels_for(pass_name: str, p: ConvProblem, math_name: str, *, planar: bool)
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_shapes(pass_name: str, math_name: str, planar: bool):
     for i, p in enumerate(PROBLEMS):
+        if math_name == "bfloat16" and i % 4:
+            continue  # which differs from float16 in conversions alone
         for kernel in kernels_for(pass_name, p, math_name, planar=planar):
             operands = Operands.random(p, emulator.DTYPES[kernel.dtype], bias=i % 2 == 0, seed=i)
             outcome = emulator.run(kernel, p, operands, channels_last=i % 4 < 2, schedule=i)
@@ -133,21 +135,22 @@ def test_layouts_have_the_same_bits(pass_name: str):
 def test_non_finite_values_stay_where_they_belong(
     pass_name: str, math_name: str, planar: bool, value: float
 ):
+    # Where the padding meets such a weight the sum is computed again: in order, as by FMA units.
     channels = 3 if planar else 8
     p = problem(3, 5, 4, 5, channels, channels, 3, 3, **STRIDED)
     for kernel in kernels_for(pass_name, p, math_name, planar=planar)[:2]:
-        check_non_finite_in(kernel, p, value, of_terms(kernel))
+        check_non_finite_in(kernel, p, value, of_terms(kernel), same_bits=math_name == "float32")
 
 
 def test_sums_that_overflow_in_a_tile_do_not_spread():
     p = problem(1, 4, 4, 2, 8, 8, 3, 3, **PADDED)
     (kernel, *_) = kernels_for("fprop", p, "float32", planar=False)
     operands = Operands.random(p, torch.float32, bias=False)
-    operands.x[0, 3, 1, 1] = 3e38
+    operands.x[0, 3, 1, 1] = 1e37
     operands.w[2] *= 1e3
     outcome = emulator.run(kernel, p, operands)
     assert not outcome.faults
-    reached = emulator.exact("fprop", p, operands).abs() > 3.5e38
+    reached = emulator.exact("fprop", p, operands).abs() > torch.finfo().max
     assert torch.equal(outcome.output.isfinite(), ~reached)
 
 
@@ -165,18 +168,20 @@ def test_planted_faults_are_noticed(pass_name: str, math_name: str, planar: bool
 
 
 def unnoticed_faults(pass_name: str, math_name: str, planar: bool) -> list[str]:
-    # Four chunks of each row or more, a last tile of pixels and a last block of groups that are
-    # not full, and an epilogue.
-    p = problem(2, 5, 9, 3, 8, 8, 3, 3, **STRIDED)
-    if pass_name == "fprop":
-        p = problem(2, 6, 7, 3, 8, 8, 3, 3, **PADDED)
+    # A last tile of pixels and a last block of groups that are not full; an odd number of chunks,
+    # the last of which lies in shared memory where the sums shall lie.
+    if pass_name == "dgrad":
+        p = problem(2, 5, 9, 3, 8, 8, 3, 3, stride_h=2, stride_w=2)
+    else:
+        p = problem(2, 6, 7, 3, 8, 8, 4, 4 if math_name == "float16" else 2, **PADDED)
     (kernel, *_) = kernels_for(pass_name, p, math_name, planar=planar)
     clean = Operands.random(p, emulator.DTYPES[kernel.dtype], bias=True)
     if pass_name == "fprop":
         clean = dataclasses.replace(clean, residual=torch.zeros_like(clean.y))
+    # The first channel of a group stays finite, and so do sums whose tap lies outside the image.
+    tap = 0 if pass_name == "dgrad" else -1
     infinite = Operands.random(p, clean.x.dtype, bias=False, seed=1)
-    for t in (infinite.x, infinite.w, infinite.y):
-        t.view(-1)[:: t.numel() // 3] = math.inf
+    infinite.w[1, 1, tap, tap] = infinite.x[1, 12, 2, 2] = infinite.y[1, 12, 1, 1] = math.inf
     missed: dict[Any, bool] = {}
     for given in (clean, infinite):
         right = emulator.run(kernel, p, given)

@@ -36,7 +36,8 @@ tiled_conv_kernel(const GC_GRID_CONSTANT TiledArgs args) {
   const TiledBlock block = TiledBlock::of(args, Traits{});
   const int row = device::thread_index();
   put_row(table, row, TiledRow::of(args, block, row, Traits{}));
-  device::sync_threads();
+  // Threads that gather, and store along the pixels, know of no row but their own.
+  if constexpr (kDirect) device::sync_threads();
 
   Input input(args, block, table);
   TiledWeights<Traits> weights(args, block);
@@ -75,7 +76,7 @@ tiled_conv_kernel(const GC_GRID_CONSTANT TiledArgs args) {
   sums.put(ring, eights);
   if (device::sync_threads_or(sums.nonfinite())) {
     recompute_nonfinite_sums<Traits>(args, block, table, ring);
-    device::sync_threads();
+    if constexpr (kDirect) device::sync_threads();
   }
   if constexpr (kDirect) {
     store_units<Traits>(args, block, table, ring);

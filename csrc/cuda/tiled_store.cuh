@@ -31,8 +31,15 @@ GC_DEVICE uint32_t pack_word(const float* values, int word) {
   }
 }
 
+// A factor as it was multiplied.
+template <class Traits>
+GC_DEVICE float load_factor(const void* data, int64_t index) {
+  const float value = load_element<Traits>(data, index);
+  return Traits::kMath == TiledMath::kTf32 ? device::float_of(device::to_tf32(value)) : value;
+}
+
 // A sum by the definition of the convolution, over the taps that exist: the padding, which the tile
-// has as zeros, is not multiplied.
+// has as zeros, is not multiplied. On FMA units a finite one has the bits that it would have there.
 template <class Traits>
 GC_DEVICE float tiled_exact_sum(const TiledArgs& args, const TiledBlock& block, const TiledRow& row,
                                 int group, int channel) {
@@ -48,9 +55,9 @@ GC_DEVICE float tiled_exact_sum(const TiledArgs& args, const TiledBlock& block, 
     const int s = block.taps_w.first + cursor.s * args.w.tap_step;
     GC_NO_UNROLL
     for (int c = 0; c < args.in_channels; ++c) {
-      sum += load_element<Traits>(args.input, input + c * args.input_strides[1]) *
-             load_element<Traits>(args.weight,
-                                  weights + c * order.by_in + r * order.by_r + s * order.by_s);
+      const int64_t weight = weights + c * order.by_in + r * order.by_r + s * order.by_s;
+      sum = device::multiply_add(load_factor<Traits>(args.input, input + c * args.input_strides[1]),
+                                 load_factor<Traits>(args.weight, weight), sum);
     }
   }
   return sum;
