@@ -51,6 +51,7 @@ struct PassArgs {
   Epilogue epilogue = {};  // of fprop, by the kernels that take one
   // Of fprop, by the kernels that take them, where there is no epilogue.
   Statistics statistics = {};
+  bool allow_tf32 = false;  // of float32
 };
 
 // Enqueue on a cudaStream_t; the result is a cudaError_t. Any kernel size, stride, padding,
@@ -64,10 +65,10 @@ int launch_simple_statistics(const PassArgs& args, void* stream);
 
 struct FastPlan;  // heuristics.h
 
-// Enqueue the row-streaming kernels, for a pass that they do not refuse. x and y are dense in the
-// layout of the plan, w is dense in either order of its last three dimensions, dtype is 16 bits
-// wide, and all pointers are multiples of 16 bytes but that of the bias. The workspace has the
-// plan's bytes.
+// Enqueue the row-streaming or the tiled kernels, for a pass that they do not refuse. x, y and the
+// residual, which only the tiled ones take, are dense in the layout of the plan, w is dense in
+// either order of its last three dimensions, and all pointers are multiples of 16 bytes but that of
+// the bias. The workspace has the plan's bytes.
 int launch_fast(const PassArgs& args, const FastPlan& plan, void* workspace, void* stream);
 
 }  // namespace grouped_conv::cuda
