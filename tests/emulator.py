@@ -66,13 +66,20 @@ def module() -> Any:
     return loaded
 
 
-def kernels(pass_name: str | None = None, *, planar: bool = False) -> list[Any]:
+def kernels(
+    pass_name: str | None = None, *, planar: bool = False, tiled: bool = False
+) -> list[Any]:
     """All kernels of a pass, or of all passes, for NHWC or, if ``planar``, for NCHW.
 
-    Each has name, pass_name, dtype, planar, refusal, run.
+    The row-streaming ones or, if ``tiled``, the tiled ones. Each has name, pass_name, dtype,
+    planar, refusal, run.
     """
     return [
-        k for k in module().kernels() if pass_name in (None, k.pass_name) and k.planar == planar
+        k
+        for k in module().kernels()
+        if pass_name in (None, k.pass_name)
+        and k.planar == planar
+        and k.name.startswith("tiled") == tiled
     ]
 
 
@@ -195,8 +202,8 @@ def exact(pass_name: str, p: ConvProblem, operands: Operands) -> Tensor:
 
     for r in range(p.R):
         for s in range(p.S):
-            out_h, in_h = rows(r, p.pad_h, p.stride_h, p.H, p.P)
-            out_w, in_w = rows(s, p.pad_w, p.stride_w, p.W, p.Q)
+            out_h, in_h = rows(r * p.dilation_h, p.pad_h, p.stride_h, p.H, p.P)
+            out_w, in_w = rows(s * p.dilation_w, p.pad_w, p.stride_w, p.W, p.Q)
             x_met, y_met = x[..., in_h, in_w], y[..., out_h, out_w]
             if pass_name == "fprop":
                 out[..., out_h, out_w] += torch.einsum("ngchw,gkc->ngkhw", x_met, w[..., r, s])

@@ -1,0 +1,126 @@
+// tiled_wgrad_kernel: dw[k,c,r,s] = sum_{n,p,q} dy[n,k,p,q] x[n,c,stride p - pad + dilation r,...],
+// as partial sums; tiled_wgrad_reduce_kernel adds them up.
+//
+// Work: an implicit matrix product for each group: rows (r, s, c), columns k, summed over pixels. A
+//   block has one tile of one group, or of each of a few groups, and a share of the pixels.
+// A step: a stage of pixels arrives in shared memory, by 16-byte copies two stages ahead where the
+//   channels of NHWC tensors allow that, else element by element through registers; one barrier;
+//   multiply. Each of the R S taps brings x anew, from L2.
+// Memory: two or three stages. The sums stay in registers, 48 floats of a thread or 12.
+// Inf and NaN: padding is multiplied as zeros, and zero times Inf is a NaN that the convolution
+// does
+//   not have. A block with NaN in its sums walks again without such products; sums that meet no Inf
+//   or NaN get the same bits. Groups share no sum.
+// Float accumulation, no atomics: the same bits in each run. Any filter, stride, padding, dilation
+//   and number of channels: supports what tiled_wgrad_supports says.
+#pragma once
+
+#include "cuda/device/device.h"
+#include "cuda/tiled_wgrad_io.cuh"
+#include "cuda/tiled_wgrad_math.cuh"
+
+namespace grouped_conv::cuda {
+
+template <class Traits>
+using TiledWgradSums = typename TiledWgradSumsOf<Traits>::type;
+
+template <class Traits>
+GC_DEVICE void tiled_wgrad_walk(const TiledWgradArgs& args, const TiledWgradTile& tile,
+                                TiledWgradSums<Traits>& sums, uint32_t shared) {
+  constexpr uint32_t kEnd = Traits::kStages * Traits::kStageBytes;
+  TiledWgradLoader<Traits> loader(args, tile);
+  uint32_t current = 0;
+  if constexpr (Traits::kVector) {
+    constexpr int kAhead = Traits::kStages - 1;
+    uint32_t loading = 0;
+    const auto copy = [&] {
+      loader.copy(shared + loading);
+      loading = loading + Traits::kStageBytes == kEnd ? 0 : loading + Traits::kStageBytes;
+    };
+    GC_UNROLL
+    for (int i = 0; i < kAhead; ++i) copy();
+    GC_NO_UNROLL
+    for (int chunk = 0; chunk < tile.chunks; ++chunk) {
+      device::cp_async_wait<kAhead - 1>();
+      device::sync_threads();
+      copy();
+      sums.multiply(shared + current);
+      current = current + Traits::kStageBytes == kEnd ? 0 : current + Traits::kStageBytes;
+    }
+  } else {
+    typename TiledWgradLoader<Traits>::Slots slots;
+    loader.fetch(slots);
+    loader.put(shared, slots);
+    GC_NO_UNROLL
+    for (int chunk = 0; chunk < tile.chunks; ++chunk) {
+      device::sync_threads();
+      const uint32_t next = Traits::kStageBytes - current;
+      const bool more = chunk + 1 < tile.chunks;
+      if (more) loader.fetch(slots);
+      sums.multiply(shared + current);
+      if (more) loader.put(shared + next, slots);
+      current = next;
+    }
+  }
+}
+
+// The same walk, one stage at a time, without the products that padding has part in.
+template <class Traits>
+GC_DEVICE void tiled_wgrad_walk_masked(const TiledWgradArgs& args, const TiledWgradTile& tile,
+                                       TiledWgradSums<Traits>& sums, uint32_t shared) {
+  TiledWgradLoader<Traits> loader(args, tile);
+  GC_NO_UNROLL
+  for (int chunk = 0; chunk < tile.chunks; ++chunk) {
+    if constexpr (Traits::kVector) {
+      loader.copy(shared);
+      device::cp_async_wait<0>();
+    } else {
+      typename TiledWgradLoader<Traits>::Slots slots;
+      loader.fetch(slots);
+      loader.put(shared, slots);
+    }
+    device::sync_threads();
+    sums.multiply_masked(shared, TiledWgradMeeting<Traits>(args, tile, tile.first_chunk + chunk));
+    device::sync_threads();
+  }
+}
+
+// Writes the sums that exist as the block's part of a dw.
+template <class Traits>
+GC_DEVICE void tiled_wgrad_write_partials(const TiledWgradArgs& args, const TiledWgradTile& tile,
+                                          const TiledWgradSums<Traits>& sums) {
+  const int taps = args.R * args.S;
+  const int64_t of_channel = int64_t(taps) * args.c_per_group;
+  const int64_t of_split = int64_t(args.G) * args.k_per_group * of_channel;
+  unsigned char* target = args.partials + tile.split * of_split * int(sizeof(float));
+  sums.put_sums([&](int group_of_block, int row, int col, float sum) {
+    const int group = tile.first_group + group_of_block;
+    const int slot = row / Traits::kSlotElements;
+    const auto at = TiledWgradRow::of_slot<Traits>(args, tile, group, slot);
+    const int in_slot = row - slot * Traits::kSlotElements;
+    const int k = tile.col_tile * Traits::kCols + col;
+    const int64_t index = (int64_t(group) * args.k_per_group + k) * of_channel +
+                          (at.r * args.S + at.s) * args.c_per_group + at.c + in_slot;
+    device::store_global_4(target + index * int(sizeof(float)), device::bits_of(sum),
+                           in_slot < at.live && k < args.k_per_group);
+  });
+}
+
+template <int kId, typename T, bool kVector>
+GC_GLOBAL((TiledWgradTraits<kId, T, kVector>::kThreads),
+          (TiledWgradTraits<kId, T, kVector>::kBlocksPerSm))
+tiled_wgrad_kernel(const GC_GRID_CONSTANT TiledWgradArgs args) {
+  using Traits = TiledWgradTraits<kId, T, kVector>;
+  GC_DYNAMIC_SHARED(dynamic_shared);
+  const uint32_t shared = device::shared_address(dynamic_shared);
+  const TiledWgradTile tile(args, Traits::kGroups);
+  TiledWgradSums<Traits> sums;
+  tiled_wgrad_walk<Traits>(args, tile, sums, shared);
+  if (device::sync_threads_or(sums.has_nan())) {
+    sums.clear();
+    tiled_wgrad_walk_masked<Traits>(args, tile, sums, shared);
+  }
+  tiled_wgrad_write_partials<Traits>(args, tile, sums);
+}
+
+}  // namespace grouped_conv::cuda

@@ -1,0 +1,273 @@
+// Pixels of x and dy on their way into shared memory, for the tiled weight gradient.
+//
+// A stage is a run of pixels (n, p, q) of dy. For each it has, in slots of 16 bytes of neighbouring
+// channels, the channels of dy of the block's columns, and what x has at each of the block's rows:
+// slot i of a tile is some channels at tap i / (slots of a tap). A thread brings slots of one
+// pixel. Where x lies in the padding, and beyond the channels, taps, groups and pixels that there
+// are, the stage has zeros.
+#pragma once
+
+#include "cuda/device/device.h"
+#include "cuda/tiled_wgrad_launch.h"
+
+namespace grouped_conv::cuda {
+
+template <int kId, typename T, bool kIsVector>
+struct TiledWgradTraits {
+  static constexpr TiledWgradConfig kConfig = kTiledWgradConfigs[kId];
+  static constexpr bool kVector = kIsVector;
+  using Element = T;
+
+  static constexpr int kElementBytes = int(sizeof(T));
+  static constexpr int kSlotElements = 16 / kElementBytes;
+  static constexpr int kThreads = kConfig.threads();
+  static constexpr int kBlocksPerSm = kConfig.blocks_per_sm;
+  static constexpr int kPixels = kConfig.pixels(kElementBytes);
+  static constexpr int kGroups = kConfig.groups;
+  static constexpr int kRows = kConfig.rows, kCols = kConfig.cols;
+  static constexpr int kStages = TiledWgradConfig::stages(kIsVector);
+
+  // Slots of a pixel: of a tile, and of the block.
+  static constexpr int kXSlotsOfGroup = kRows / kSlotElements;
+  static constexpr int kDySlotsOfGroup = kCols / kSlotElements;
+  static constexpr int kXSlots = kGroups * kXSlotsOfGroup;
+  static constexpr int kDySlots = kGroups * kDySlotsOfGroup;
+  static constexpr int kXPitch = kConfig.x_pitch_bytes(kElementBytes);
+  static constexpr int kDyPitch = kConfig.dy_pitch_bytes(kElementBytes);
+  static constexpr int kXBytes = kPixels * kXPitch;
+  static constexpr int kStageBytes = kConfig.stage_bytes(kElementBytes);
+
+  // Threads of a pixel, and the slots of each.
+  static constexpr int kSlotStep = kThreads / kPixels;
+  static constexpr int kXSlotsOfThread = (kXSlots + kSlotStep - 1) / kSlotStep;
+  static constexpr int kDySlotsOfThread = kDySlots / kSlotStep;
+
+  static constexpr int kWarpsOfGroup = kConfig.warps_of_group();
+  static constexpr int kWarpCols = kCols / kConfig.col_warps;
+
+  static_assert(kRows % kTiledWgradWarpRows == 0 && kCols % (8 * kConfig.col_warps) == 0);
+  static_assert(kThreads % kPixels == 0 && kDySlots % kSlotStep == 0);
+  static_assert(kPixels % (kElementBytes == 2 ? 16 : 8) == 0, "whole steps of mma");
+};
+
+// A pixel of dy, beyond the last image where n is N.
+struct TiledWgradPixel {
+  int n, p, q;
+
+  GC_DEVICE static TiledWgradPixel first(const TiledWgradArgs& args, int64_t index) {
+    const int64_t row = index / args.Q;
+    const int n = int(row / args.P);
+    return {n, int(row - int64_t(n) * args.P), int(index - row * args.Q)};
+  }
+  // `pixels` later; few.
+  GC_DEVICE TiledWgradPixel later(const TiledWgradArgs& args, int pixels) const {
+    const int column = q + pixels, row = p + column / args.Q;
+    return {n + row / args.P, row % args.P, column % args.Q};
+  }
+  // In the next stage.
+  GC_DEVICE void advance(const TiledWgradArgs& args) {
+    q += args.step_q;
+    p += args.step_p + (q >= args.Q);
+    n += args.step_n;
+    q -= q >= args.Q ? args.Q : 0;
+    if (p >= args.P) {
+      p -= args.P;
+      ++n;
+    }
+  }
+};
+
+// The part of the problem that a block computes.
+struct TiledWgradTile {
+  int first_group, row_tile, col_tile;
+  int split, first_chunk, chunks;
+
+  // `groups` are those of a block.
+  GC_DEVICE TiledWgradTile(const TiledWgradArgs& args, int groups) {
+    const TiledWgradPlan& plan = args.plan;
+    int index = device::block_index_x();
+    row_tile = index % plan.row_tiles;
+    index /= plan.row_tiles;
+    col_tile = index % plan.col_tiles;
+    index /= plan.col_tiles;
+    split = index / plan.group_blocks;
+    first_group = (index - split * plan.group_blocks) * groups;
+    first_chunk = int(int64_t(plan.chunks) * split / plan.splits);
+    chunks = int(int64_t(plan.chunks) * (split + 1) / plan.splits) - first_chunk;
+  }
+};
+
+// What a row of a tile is: a channel at a tap. `live` of the channels from there to the end of the
+// slot exist, with the tap and the group.
+struct TiledWgradRow {
+  int r, s, c;
+  int live;
+
+  template <class Traits>
+  GC_DEVICE static TiledWgradRow of_slot(const TiledWgradArgs& args, const TiledWgradTile& tile,
+                                         int group, int slot_of_group) {
+    const int slots_of_tap = (args.c_per_group + Traits::kSlotElements - 1) / Traits::kSlotElements;
+    const int slot = tile.row_tile * Traits::kXSlotsOfGroup + slot_of_group;
+    const int tap = slot / slots_of_tap;
+    TiledWgradRow row;
+    row.r = tap / args.S;
+    row.s = tap - row.r * args.S;
+    row.c = (slot - tap * slots_of_tap) * Traits::kSlotElements;
+    row.live = row.r < args.R && group < args.G ? args.c_per_group - row.c : 0;
+    return row;
+  }
+};
+
+template <class Traits>
+class TiledWgradLoader {
+ public:
+  GC_DEVICE TiledWgradLoader(const TiledWgradArgs& args, const TiledWgradTile& tile) : args_(args) {
+    // Lanes go along what is contiguous.
+    const int thread = device::thread_index();
+    const bool by_pixel = !Traits::kVector && args.planar;
+    const int pixel = by_pixel ? thread % Traits::kPixels : thread / Traits::kSlotStep;
+    const int slot = by_pixel ? thread / Traits::kPixels : thread % Traits::kSlotStep;
+    x_target_ = uint32_t(pixel * Traits::kXPitch + 16 * slot);
+    dy_target_ = uint32_t(Traits::kXBytes + pixel * Traits::kDyPitch + 16 * slot);
+    x_slots_left_ = Traits::kXSlots - slot;
+    pixel_ = TiledWgradPixel::first(args, int64_t(tile.first_chunk) * Traits::kPixels + pixel);
+    chunks_left_ = tile.chunks;
+    GC_UNROLL
+    for (int i = 0; i < Traits::kXSlotsOfThread; ++i) {
+      const int of_block = slot + i * Traits::kSlotStep;
+      const int in_block = of_block / Traits::kXSlotsOfGroup;
+      const int group = tile.first_group + in_block;
+      const auto row = TiledWgradRow::of_slot<Traits>(args, tile, group,
+                                                      of_block - in_block * Traits::kXSlotsOfGroup);
+      const bool used = row.live > 0 && of_block < Traits::kXSlots;
+      x_live_[i] = used ? row.live : 0;
+      dh_[i] = used ? row.r * args.dilation_h : kNever;
+      dw_[i] = row.s * args.dilation_w;
+      x_offset_[i] = used ? dh_[i] * args.x_strides.row + dw_[i] * args.x_strides.column +
+                                (group * args.c_per_group + row.c) * args.x_strides.channel
+                          : 0;
+    }
+    GC_UNROLL
+    for (int i = 0; i < Traits::kDySlotsOfThread; ++i) {
+      const int of_block = slot + i * Traits::kSlotStep;
+      const int in_block = of_block / Traits::kDySlotsOfGroup;
+      const int group = tile.first_group + in_block;
+      const int k = tile.col_tile * Traits::kCols +
+                    (of_block - in_block * Traits::kDySlotsOfGroup) * Traits::kSlotElements;
+      const bool used = group < args.G && k < args.k_per_group;
+      dy_live_[i] = used ? args.k_per_group - k : 0;
+      dy_offset_[i] = used ? (group * args.k_per_group + k) * args.dy_strides.channel : 0;
+    }
+  }
+
+  // Starts the copies of the next stage.
+  GC_DEVICE void copy(uint32_t stage) {
+    static_assert(Traits::kVector);
+    if (chunks_left_ > 0) {
+      visit(
+          [&](int i, const unsigned char* source, bool valid) {
+            device::cp_async_16(stage + x_target_ + 16 * i * Traits::kSlotStep, source, valid,
+                                is_x_slot(i));
+          },
+          [&](int i, const unsigned char* source, bool valid) {
+            device::cp_async_16(stage + dy_target_ + 16 * i * Traits::kSlotStep, source, valid);
+          });
+      advance();
+    }
+    device::cp_async_commit();
+  }
+
+  // The next stage's slots, on their way in registers.
+  struct Slots {
+    device::Bytes16 x[Traits::kXSlotsOfThread], dy[Traits::kDySlotsOfThread];
+  };
+  GC_DEVICE void fetch(Slots& slots) {
+    static_assert(!Traits::kVector);
+    visit(
+        [&](int i, const unsigned char* source, bool valid) {
+          slots.x[i] = gather(source, args_.x_strides.channel, valid ? x_live_[i] : 0);
+        },
+        [&](int i, const unsigned char* source, bool valid) {
+          slots.dy[i] = gather(source, args_.dy_strides.channel, valid ? dy_live_[i] : 0);
+        });
+    advance();
+  }
+  GC_DEVICE void put(uint32_t stage, const Slots& slots) const {
+    GC_UNROLL
+    for (int i = 0; i < Traits::kXSlotsOfThread; ++i) {
+      device::store_shared_16(stage + x_target_ + 16 * i * Traits::kSlotStep, slots.x[i],
+                              is_x_slot(i));
+    }
+    GC_UNROLL
+    for (int i = 0; i < Traits::kDySlotsOfThread; ++i) {
+      device::store_shared_16(stage + dy_target_ + 16 * i * Traits::kSlotStep, slots.dy[i]);
+    }
+  }
+
+ private:
+  static constexpr int kNever = 1 << 30;
+
+  GC_DEVICE bool is_x_slot(int i) const {
+    if constexpr (Traits::kXSlots % Traits::kSlotStep == 0) return true;
+    return i * Traits::kSlotStep < x_slots_left_;
+  }
+
+  // Calls with the number of a slot, its source, and whether the source is there.
+  template <typename OfX, typename OfDy>
+  GC_DEVICE void visit(const OfX& of_x, const OfDy& of_dy) const {
+    const bool exists = pixel_.n < args_.N;
+    const int h = pixel_.p * args_.stride_h - args_.pad_h;
+    const int w = pixel_.q * args_.stride_w - args_.pad_w;
+    const unsigned char* x =
+        args_.x + pixel_.n * args_.x_strides.image +
+        (int64_t(h) * args_.x_strides.row + int64_t(w) * args_.x_strides.column);
+    const unsigned char* dy =
+        args_.dy + pixel_.n * args_.dy_strides.image +
+        (pixel_.p * args_.dy_strides.row + pixel_.q * args_.dy_strides.column);
+    GC_UNROLL
+    for (int i = 0; i < Traits::kXSlotsOfThread; ++i) {
+      const bool inside =
+          uint32_t(h + dh_[i]) < uint32_t(args_.H) && uint32_t(w + dw_[i]) < uint32_t(args_.W);
+      of_x(i, x + x_offset_[i], exists && inside);
+    }
+    GC_UNROLL
+    for (int i = 0; i < Traits::kDySlotsOfThread; ++i) {
+      of_dy(i, dy + dy_offset_[i], exists && dy_live_[i] > 0);
+    }
+  }
+
+  // The first `live` elements of a slot.
+  GC_DEVICE static device::Bytes16 gather(const unsigned char* source, int step, int live) {
+    device::Bytes16 slot;
+    GC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (Traits::kElementBytes == 4) {
+        slot.word[i] = device::load_global_4(source + int64_t(i) * step, i < live);
+      } else {
+        const uint32_t low = device::load_global_2(source + int64_t(2 * i) * step, 2 * i < live);
+        const uint32_t high =
+            device::load_global_2(source + int64_t(2 * i + 1) * step, 2 * i + 1 < live);
+        slot.word[i] = low | high << 16;
+      }
+    }
+    return slot;
+  }
+
+  GC_DEVICE void advance() {
+    pixel_.advance(args_);
+    --chunks_left_;
+  }
+
+  const TiledWgradArgs& args_;
+  TiledWgradPixel pixel_;
+  int chunks_left_;
+  // The thread's slots.
+  uint32_t x_target_, dy_target_;
+  int x_slots_left_;
+  int x_offset_[Traits::kXSlotsOfThread], dh_[Traits::kXSlotsOfThread],
+      dw_[Traits::kXSlotsOfThread];
+  int x_live_[Traits::kXSlotsOfThread];
+  int dy_offset_[Traits::kDySlotsOfThread], dy_live_[Traits::kDySlotsOfThread];
+};
+
+}  // namespace grouped_conv::cuda

@@ -1,0 +1,221 @@
+// What a warp of the tiled weight gradient makes of a stage: sums of 48 rows by kWarpCols columns
+// in registers, by the tensor cores or in float32.
+//
+// With mma the rows, (r, s, c), are m, the columns, k, are n. Sixteen rows are two slots of 16-bit
+// elements or four of 32-bit ones, and a slot has one tap: where products with padding must not be
+// multiplied, each slot is multiplied by itself, with the pixels of dy masked that it does not
+// meet.
+#pragma once
+
+#include "cuda/device/device.h"
+#include "cuda/tiled_wgrad_io.cuh"
+
+namespace grouped_conv::cuda {
+
+// Where a warp's sums are in the block.
+template <class Traits>
+struct TiledWgradWarp {
+  int group, row, col;  // group of the block; first row and column of the group's tile
+
+  GC_DEVICE TiledWgradWarp() {
+    const int warp = device::warp_index();
+    group = warp / Traits::kWarpsOfGroup;
+    const int of_group = warp - group * Traits::kWarpsOfGroup;
+    row = of_group / Traits::kConfig.col_warps * kTiledWgradWarpRows;
+    col = of_group % Traits::kConfig.col_warps * Traits::kWarpCols;
+  }
+
+  GC_DEVICE uint32_t x_offset() const {
+    return uint32_t((group * Traits::kRows + row) * Traits::kElementBytes);
+  }
+  GC_DEVICE uint32_t dy_offset() const {
+    return uint32_t(Traits::kXBytes + (group * Traits::kCols + col) * Traits::kElementBytes);
+  }
+};
+
+// Tells which pixels of a stage meet x, and not its padding, in which rows.
+template <class Traits>
+class TiledWgradMeeting {
+ public:
+  GC_DEVICE TiledWgradMeeting(const TiledWgradArgs& args, const TiledWgradTile& tile, int chunk)
+      : args_(args),
+        tile_(tile),
+        first_(TiledWgradPixel::first(args, int64_t(chunk) * Traits::kPixels)) {}
+
+  GC_DEVICE TiledWgradRow row(const TiledWgradWarp<Traits>& warp, int slot) const {
+    return TiledWgradRow::of_slot<Traits>(args_, tile_, tile_.first_group + warp.group,
+                                          warp.row / Traits::kSlotElements + slot);
+  }
+  GC_DEVICE bool operator()(const TiledWgradRow& row, int pixel) const {
+    const TiledWgradPixel at = first_.later(args_, pixel);
+    const int h = at.p * args_.stride_h - args_.pad_h + row.r * args_.dilation_h;
+    const int w = at.q * args_.stride_w - args_.pad_w + row.s * args_.dilation_w;
+    return uint32_t(h) < uint32_t(args_.H) && uint32_t(w) < uint32_t(args_.W);
+  }
+
+ private:
+  const TiledWgradArgs& args_;
+  const TiledWgradTile& tile_;
+  const TiledWgradPixel first_;
+};
+
+// The sums of a warp by mma; Leaf has the fragments of one element type.
+template <class Traits, class Leaf>
+class TiledWgradMma {
+  static constexpr int kTilesM = kTiledWgradWarpRows / 16, kTilesN = Traits::kWarpCols / 8;
+  static constexpr int kSlots = 16 / Traits::kSlotElements;  // of sixteen rows
+
+ public:
+  GC_DEVICE TiledWgradMma()
+      : x_offset_(warp_.x_offset() + Leaf::x_offset()),
+        dy_offset_(warp_.dy_offset() + Leaf::dy_offset()) {}
+
+  GC_DEVICE void multiply(uint32_t stage) {
+    GC_UNROLL
+    for (int pixel = 0; pixel < Traits::kPixels; pixel += Leaf::kStep) {
+      uint32_t a[kTilesM][4], b[kTilesN][2];
+      load(a, b, stage, pixel);
+      GC_UNROLL
+      for (int m = 0; m < kTilesM; ++m) {
+        GC_UNROLL
+        for (int n = 0; n < kTilesN; ++n) Leaf::mma(sums_[m][n], a[m], b[n]);
+      }
+    }
+  }
+
+  // As multiply, but without the products that do not exist. Where no Inf or NaN meets padding the
+  // sums get the same bits.
+  GC_DEVICE void multiply_masked(uint32_t stage, const TiledWgradMeeting<Traits>& meeting) {
+    GC_NO_UNROLL
+    for (int pixel = 0; pixel < Traits::kPixels; pixel += Leaf::kStep) {
+      uint32_t a[kTilesM][4], b[kTilesN][2];
+      load(a, b, stage, pixel);
+      GC_UNROLL
+      for (int m = 0; m < kTilesM; ++m) {
+        GC_UNROLL
+        for (int slot = 0; slot < kSlots; ++slot) {
+          const TiledWgradRow row = meeting.row(warp_, m * kSlots + slot);
+          const uint32_t mask[2] = {Leaf::mask(meeting, row, pixel, 0),
+                                    Leaf::mask(meeting, row, pixel, 1)};
+          GC_UNROLL
+          for (int n = 0; n < kTilesN; ++n) {
+            float (&sums)[4] = sums_[m][n];
+            float all[4] = {sums[0], sums[1], sums[2], sums[3]};
+            const uint32_t masked[2] = {b[n][0] & mask[0], b[n][1] & mask[1]};
+            Leaf::mma(all, a[m], masked);
+            GC_UNROLL
+            for (int e = 0; e < 4; ++e) {
+              const int of_tile = (device::lane_index() / 4 + 8 * (e / 2)) / Traits::kSlotElements;
+              sums[e] = of_tile == slot ? all[e] : sums[e];
+            }
+          }
+        }
+      }
+    }
+  }
+
+  GC_DEVICE void clear() {
+    GC_UNROLL
+    for (int i = 0; i < kTilesM * kTilesN * 4; ++i)
+      sums_[i / (4 * kTilesN)][i / 4 % kTilesN][i % 4] = 0;
+  }
+
+  GC_DEVICE bool has_nan() const {
+    bool found = false;
+    GC_UNROLL
+    for (int i = 0; i < kTilesM * kTilesN * 4; ++i) {
+      const float sum = sums_[i / (4 * kTilesN)][i / 4 % kTilesN][i % 4];
+      found |= sum != sum;
+    }
+    return found;
+  }
+
+  // Calls put(group of the block, row, column, sum) for each sum of the lane, rows outermost.
+  template <typename Put>
+  GC_DEVICE void put_sums(const Put& put) const {
+    const int lane = device::lane_index();
+    GC_UNROLL
+    for (int half = 0; half < 2 * kTilesM; ++half) {
+      GC_UNROLL
+      for (int i = 0; i < 2 * kTilesN; ++i) {
+        put(warp_.group, warp_.row + 8 * half + lane / 4,
+            warp_.col + 8 * (i / 2) + lane % 4 * 2 + i % 2,
+            sums_[half / 2][i / 2][2 * (half % 2) + i % 2]);
+      }
+    }
+  }
+
+ private:
+  GC_DEVICE void load(uint32_t (&a)[kTilesM][4], uint32_t (&b)[kTilesN][2], uint32_t stage,
+                      int pixel) const {
+    GC_UNROLL
+    for (int m = 0; m < kTilesM; ++m) {
+      Leaf::load_x(a[m],
+                   stage + x_offset_ + pixel * Traits::kXPitch + 16 * m * Traits::kElementBytes);
+    }
+    Leaf::load_dy(b, stage + dy_offset_ + pixel * Traits::kDyPitch);
+  }
+
+  const TiledWgradWarp<Traits> warp_;
+  const uint32_t x_offset_, dy_offset_;
+  float sums_[kTilesM][kTilesN][4] = {};
+};
+
+// Sixteen pixels of 16-bit elements.
+template <class Traits>
+struct TiledWgradLeaf16 {
+  static constexpr int kStep = 16;
+  static constexpr int kTilesN = Traits::kWarpCols / 8;
+
+  // Matrices of x: the m halves (rows), then the k halves (pixels). Of dy: the k halves, then two
+  // n tiles.
+  GC_DEVICE static uint32_t x_offset() {
+    const int lane = device::lane_index();
+    return uint32_t((lane % 8 + lane / 16 * 8) * Traits::kXPitch + lane / 8 % 2 * 16);
+  }
+  GC_DEVICE static uint32_t dy_offset() {
+    const int lane = device::lane_index();
+    return uint32_t((lane % 8 + lane / 8 % 2 * 8) * Traits::kDyPitch +
+                    (kTilesN > 1 ? lane / 16 * 16 : 0));
+  }
+  GC_DEVICE static void load_x(uint32_t (&a)[4], uint32_t at) { device::ldmatrix_x4_trans(a, at); }
+  GC_DEVICE static void load_dy(uint32_t (&b)[kTilesN][2], uint32_t at) {
+    if constexpr (kTilesN == 1) {
+      device::ldmatrix_x2_trans(b[0], at);
+    } else {
+      GC_UNROLL
+      for (int n = 0; n < kTilesN; n += 2) {
+        uint32_t two[4];
+        device::ldmatrix_x4_trans(two, at + 16 * n);
+        b[n][0] = two[0];
+        b[n][1] = two[1];
+        b[n + 1][0] = two[2];
+        b[n + 1][1] = two[3];
+      }
+    }
+  }
+  GC_DEVICE static void mma(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    device::mma_m16n8k16<typename Traits::Element>(sums, a, b);
+  }
+  // Ones where the lane's two pixels of either half of k meet.
+  GC_DEVICE static uint32_t mask(const TiledWgradMeeting<Traits>& meeting, const TiledWgradRow& row,
+                                 int pixel, int half) {
+    const int first = pixel + 8 * half + device::lane_index() % 4 * 2;
+    return (meeting(row, first) ? 0xffffu : 0) | (meeting(row, first + 1) ? 0xffff0000u : 0);
+  }
+};
+
+template <class Traits>
+struct TiledWgradSumsOf;
+template <int kId, bool kVector>
+struct TiledWgradSumsOf<TiledWgradTraits<kId, Float16, kVector>> {
+  using Traits = TiledWgradTraits<kId, Float16, kVector>;
+  using type = TiledWgradMma<Traits, TiledWgradLeaf16<Traits>>;
+};
+template <int kId, bool kVector>
+struct TiledWgradSumsOf<TiledWgradTraits<kId, BFloat16, kVector>> {
+  using Traits = TiledWgradTraits<kId, BFloat16, kVector>;
+  using type = TiledWgradMma<Traits, TiledWgradLeaf16<Traits>>;
+};
+
+}  // namespace grouped_conv::cuda
