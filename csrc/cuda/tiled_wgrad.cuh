@@ -27,6 +27,7 @@ using TiledWgradSums = typename TiledWgradSumsOf<Traits>::type;
 template <class Traits>
 GC_DEVICE void tiled_wgrad_walk(const TiledWgradArgs& args, const TiledWgradTile& tile,
                                 TiledWgradSums<Traits>& sums, uint32_t shared) {
+  constexpr int kSteps = TiledWgradSums<Traits>::kSteps;
   constexpr uint32_t kEnd = Traits::kStages * Traits::kStageBytes;
   TiledWgradLoader<Traits> loader(args, tile);
   uint32_t current = 0;
@@ -44,21 +45,26 @@ GC_DEVICE void tiled_wgrad_walk(const TiledWgradArgs& args, const TiledWgradTile
       device::cp_async_wait<kAhead - 1>();
       device::sync_threads();
       copy();
-      sums.multiply(shared + current);
+      GC_UNROLL
+      for (int step = 0; step < kSteps; ++step) sums.multiply(shared + current, step);
       current = current + Traits::kStageBytes == kEnd ? 0 : current + Traits::kStageBytes;
     }
   } else {
-    typename TiledWgradLoader<Traits>::Slots slots;
-    loader.fetch(slots);
-    loader.put(shared, slots);
+    loader.bring(shared);
     GC_NO_UNROLL
     for (int chunk = 0; chunk < tile.chunks; ++chunk) {
       device::sync_threads();
       const uint32_t next = Traits::kStageBytes - current;
+      // A step's share of the next stage is on its way during the step.
+      typename TiledWgradLoader<Traits>::template Slots<kSteps> slots;
       const bool more = chunk + 1 < tile.chunks;
-      if (more) loader.fetch(slots);
-      sums.multiply(shared + current);
-      if (more) loader.put(shared + next, slots);
+      GC_UNROLL
+      for (int step = 0; step < kSteps; ++step) {
+        loader.fetch(slots, step, more);
+        sums.multiply(shared + current, step);
+        loader.put(shared + next, slots, step);
+      }
+      loader.advance();
       current = next;
     }
   }
@@ -75,9 +81,7 @@ GC_DEVICE void tiled_wgrad_walk_masked(const TiledWgradArgs& args, const TiledWg
       loader.copy(shared);
       device::cp_async_wait<0>();
     } else {
-      typename TiledWgradLoader<Traits>::Slots slots;
-      loader.fetch(slots);
-      loader.put(shared, slots);
+      loader.bring(shared);
     }
     device::sync_threads();
     sums.multiply_masked(shared, TiledWgradMeeting<Traits>(args, tile, tile.first_chunk + chunk));
@@ -85,25 +89,31 @@ GC_DEVICE void tiled_wgrad_walk_masked(const TiledWgradArgs& args, const TiledWg
   }
 }
 
-// Writes the sums that exist as the block's part of a dw.
+// Writes the sums that exist as the block's part of a dw. Nobody looks at the stages any more.
 template <class Traits>
 GC_DEVICE void tiled_wgrad_write_partials(const TiledWgradArgs& args, const TiledWgradTile& tile,
-                                          const TiledWgradSums<Traits>& sums) {
-  const int taps = args.R * args.S;
-  const int64_t of_channel = int64_t(taps) * args.c_per_group;
-  const int64_t of_split = int64_t(args.G) * args.k_per_group * of_channel;
+                                          const TiledWgradSums<Traits>& sums, uint32_t shared) {
+  const int64_t of_channel = int64_t(args.R) * args.S * args.c_per_group;
+  const int64_t of_split = args.G * args.k_per_group * of_channel;
   unsigned char* target = args.partials + tile.split * of_split * int(sizeof(float));
-  sums.put_sums([&](int group_of_block, int row, int col, float sum) {
-    const int group = tile.first_group + group_of_block;
-    const int slot = row / Traits::kSlotElements;
+  sums.put_sums(shared);
+  device::sync_threads();
+  constexpr int kSums = Traits::kGroups * Traits::kCols * Traits::kRows;
+  static_assert(kSums % Traits::kThreads == 0);
+  GC_NO_UNROLL
+  for (int i = device::thread_index(); i < kSums; i += Traits::kThreads) {
+    const int line = i / Traits::kRows, row = i - line * Traits::kRows;
+    const int in_block = line / Traits::kCols, col = line - in_block * Traits::kCols;
+    const int group = tile.first_group + in_block;
+    const int slot = row / Traits::kSlotElements, in_slot = row - slot * Traits::kSlotElements;
     const auto at = TiledWgradRow::of_slot<Traits>(args, tile, group, slot);
-    const int in_slot = row - slot * Traits::kSlotElements;
     const int k = tile.col_tile * Traits::kCols + col;
     const int64_t index = (int64_t(group) * args.k_per_group + k) * of_channel +
                           (at.r * args.S + at.s) * args.c_per_group + at.c + in_slot;
-    device::store_global_4(target + index * int(sizeof(float)), device::bits_of(sum),
+    device::store_global_4(target + index * int(sizeof(float)),
+                           device::load_shared_4(shared + Traits::sum_offset(in_block, row, col)),
                            in_slot < at.live && k < args.k_per_group);
-  });
+  }
 }
 
 template <int kId, typename T, bool kVector>
@@ -120,7 +130,7 @@ tiled_wgrad_kernel(const GC_GRID_CONSTANT TiledWgradArgs args) {
     sums.clear();
     tiled_wgrad_walk_masked<Traits>(args, tile, sums, shared);
   }
-  tiled_wgrad_write_partials<Traits>(args, tile, sums);
+  tiled_wgrad_write_partials<Traits>(args, tile, sums, shared);
 }
 
 }  // namespace grouped_conv::cuda

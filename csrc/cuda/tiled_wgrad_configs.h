@@ -64,7 +64,7 @@ struct TiledWgradConfig {
 inline constexpr TiledWgradConfig kTiledWgradConfigs[] = {
     // name                  rows cols groups col_warps halves blocks_per_sm
     {"tiled_wgrad_48x8",       48,   8,     4,        1,    32,            3},
-    {"tiled_wgrad_144x32",    144,  32,     1,        1,    48,            4},
+    {"tiled_wgrad_144x32",    144,  32,     1,        1,    48,            3},
     {"tiled_wgrad_144x64",    144,  64,     1,        2,    48,            2},
 };
 // clang-format on

@@ -45,7 +45,14 @@ struct TiledWgradTraits {
   static constexpr int kWarpsOfGroup = kConfig.warps_of_group();
   static constexpr int kWarpCols = kCols / kConfig.col_warps;
 
+  // Where a sum is on its way out. Columns lie so far apart that the stores of a warp, eight rows
+  // of every second column, meet every bank once.
+  GC_DEVICE static constexpr uint32_t sum_offset(int group, int row, int col) {
+    return uint32_t(4 * ((group * kCols + col) * (kRows + 4) + row));
+  }
+
   static_assert(kRows % kTiledWgradWarpRows == 0 && kCols % (8 * kConfig.col_warps) == 0);
+  static_assert(4 * kGroups * kCols * (kRows + 4) <= 2 * kStageBytes, "room for the sums");
   static_assert(kThreads % kPixels == 0 && kDySlots % kSlotStep == 0);
   static_assert(kPixels % (kElementBytes == 2 ? 16 : 8) == 0, "whole steps of mma");
 };
@@ -140,10 +147,10 @@ class TiledWgradLoader {
       const auto row = TiledWgradRow::of_slot<Traits>(args, tile, group,
                                                       of_block - in_block * Traits::kXSlotsOfGroup);
       const bool used = row.live > 0 && of_block < Traits::kXSlots;
-      x_live_[i] = used ? row.live : 0;
+      const int dw = row.s * args.dilation_w;
       dh_[i] = used ? row.r * args.dilation_h : kNever;
-      dw_[i] = row.s * args.dilation_w;
-      x_offset_[i] = used ? dh_[i] * args.x_strides.row + dw_[i] * args.x_strides.column +
+      dw_live_[i] = dw * 16 + (row.live < Traits::kSlotElements ? row.live : Traits::kSlotElements);
+      x_offset_[i] = used ? dh_[i] * args.x_strides.row + dw * args.x_strides.column +
                                 (group * args.c_per_group + row.c) * args.x_strides.channel
                           : 0;
     }
@@ -164,76 +171,109 @@ class TiledWgradLoader {
   GC_DEVICE void copy(uint32_t stage) {
     static_assert(Traits::kVector);
     if (chunks_left_ > 0) {
-      visit(
-          [&](int i, const unsigned char* source, bool valid) {
-            device::cp_async_16(stage + x_target_ + 16 * i * Traits::kSlotStep, source, valid,
-                                is_x_slot(i));
-          },
-          [&](int i, const unsigned char* source, bool valid) {
-            device::cp_async_16(stage + dy_target_ + 16 * i * Traits::kSlotStep, source, valid);
-          });
+      const Sources from(*this);
+      GC_UNROLL
+      for (int i = 0; i < Traits::kXSlotsOfThread; ++i) {
+        device::cp_async_16(stage + x_target(i), from.x + x_offset_[i], from.meets(*this, i),
+                            is_x_slot(i));
+      }
+      GC_UNROLL
+      for (int i = 0; i < Traits::kDySlotsOfThread; ++i) {
+        device::cp_async_16(stage + dy_target(i), from.dy + dy_offset_[i],
+                            from.exists && dy_live_[i] > 0);
+      }
       advance();
+      --chunks_left_;
     }
     device::cp_async_commit();
   }
 
-  // The next stage's slots, on their way in registers.
+  // One of kParts shares of the next stage's slots, on its way in registers.
+  template <int kParts>
   struct Slots {
-    device::Bytes16 x[Traits::kXSlotsOfThread], dy[Traits::kDySlotsOfThread];
+    static constexpr int kX = (Traits::kXSlotsOfThread + kParts - 1) / kParts;
+    static constexpr int kDy = (Traits::kDySlotsOfThread + kParts - 1) / kParts;
+    device::Bytes16 x[kX], dy[kDy];
   };
-  GC_DEVICE void fetch(Slots& slots) {
+  template <int kParts>
+  GC_DEVICE void fetch(Slots<kParts>& slots, int part, bool active = true) const {
     static_assert(!Traits::kVector);
-    visit(
-        [&](int i, const unsigned char* source, bool valid) {
-          slots.x[i] = gather(source, args_.x_strides.channel, valid ? x_live_[i] : 0);
-        },
-        [&](int i, const unsigned char* source, bool valid) {
-          slots.dy[i] = gather(source, args_.dy_strides.channel, valid ? dy_live_[i] : 0);
-        });
-    advance();
+    using Share = Slots<kParts>;
+    const Sources from(*this);
+    GC_UNROLL
+    for (int i = part * Share::kX; i < limit((part + 1) * Share::kX, Traits::kXSlotsOfThread);
+         ++i) {
+      const int live = active && from.meets(*this, i) ? dw_live_[i] & 15 : 0;
+      slots.x[i - part * Share::kX] = gather(from.x + x_offset_[i], args_.x_strides.channel, live);
+    }
+    GC_UNROLL
+    for (int i = part * Share::kDy; i < limit((part + 1) * Share::kDy, Traits::kDySlotsOfThread);
+         ++i) {
+      const int live = active && from.exists ? dy_live_[i] : 0;
+      slots.dy[i - part * Share::kDy] =
+          gather(from.dy + dy_offset_[i], args_.dy_strides.channel, live);
+    }
   }
-  GC_DEVICE void put(uint32_t stage, const Slots& slots) const {
+  template <int kParts>
+  GC_DEVICE void put(uint32_t stage, const Slots<kParts>& slots, int part) const {
+    using Share = Slots<kParts>;
     GC_UNROLL
-    for (int i = 0; i < Traits::kXSlotsOfThread; ++i) {
-      device::store_shared_16(stage + x_target_ + 16 * i * Traits::kSlotStep, slots.x[i],
-                              is_x_slot(i));
+    for (int i = part * Share::kX; i < limit((part + 1) * Share::kX, Traits::kXSlotsOfThread);
+         ++i) {
+      device::store_shared_16(stage + x_target(i), slots.x[i - part * Share::kX], is_x_slot(i));
     }
     GC_UNROLL
-    for (int i = 0; i < Traits::kDySlotsOfThread; ++i) {
-      device::store_shared_16(stage + dy_target_ + 16 * i * Traits::kSlotStep, slots.dy[i]);
+    for (int i = part * Share::kDy; i < limit((part + 1) * Share::kDy, Traits::kDySlotsOfThread);
+         ++i) {
+      device::store_shared_16(stage + dy_target(i), slots.dy[i - part * Share::kDy]);
     }
+  }
+  GC_DEVICE void advance() { pixel_.advance(args_); }
+
+  // The whole next stage at once.
+  GC_DEVICE void bring(uint32_t stage) {
+    constexpr int kParts = Traits::kXSlotsOfThread;
+    GC_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      Slots<kParts> slots;
+      fetch(slots, part);
+      put(stage, slots, part);
+    }
+    advance();
   }
 
  private:
   static constexpr int kNever = 1 << 30;
 
+  // Where the thread's pixel is in dy, and its first tap in x.
+  struct Sources {
+    bool exists;
+    int h, w;
+    const unsigned char* x;
+    const unsigned char* dy;
+
+    GC_DEVICE explicit Sources(const TiledWgradLoader& loader) {
+      const TiledWgradArgs& args = loader.args_;
+      const TiledWgradPixel& at = loader.pixel_;
+      exists = at.n < args.N;
+      h = at.p * args.stride_h - args.pad_h;
+      w = at.q * args.stride_w - args.pad_w;
+      const TiledWgradStrides &of_x = args.x_strides, &of_dy = args.dy_strides;
+      x = args.x + at.n * of_x.image + (int64_t(h) * of_x.row + int64_t(w) * of_x.column);
+      dy = args.dy + at.n * of_dy.image + (at.p * of_dy.row + at.q * of_dy.column);
+    }
+    GC_DEVICE bool meets(const TiledWgradLoader& loader, int i) const {
+      return exists && uint32_t(h + loader.dh_[i]) < uint32_t(loader.args_.H) &&
+             uint32_t(w + (loader.dw_live_[i] >> 4)) < uint32_t(loader.args_.W);
+    }
+  };
+
+  GC_DEVICE static constexpr int limit(int a, int b) { return a < b ? a : b; }
+  GC_DEVICE uint32_t x_target(int i) const { return x_target_ + 16 * i * Traits::kSlotStep; }
+  GC_DEVICE uint32_t dy_target(int i) const { return dy_target_ + 16 * i * Traits::kSlotStep; }
   GC_DEVICE bool is_x_slot(int i) const {
     if constexpr (Traits::kXSlots % Traits::kSlotStep == 0) return true;
     return i * Traits::kSlotStep < x_slots_left_;
-  }
-
-  // Calls with the number of a slot, its source, and whether the source is there.
-  template <typename OfX, typename OfDy>
-  GC_DEVICE void visit(const OfX& of_x, const OfDy& of_dy) const {
-    const bool exists = pixel_.n < args_.N;
-    const int h = pixel_.p * args_.stride_h - args_.pad_h;
-    const int w = pixel_.q * args_.stride_w - args_.pad_w;
-    const unsigned char* x =
-        args_.x + pixel_.n * args_.x_strides.image +
-        (int64_t(h) * args_.x_strides.row + int64_t(w) * args_.x_strides.column);
-    const unsigned char* dy =
-        args_.dy + pixel_.n * args_.dy_strides.image +
-        (pixel_.p * args_.dy_strides.row + pixel_.q * args_.dy_strides.column);
-    GC_UNROLL
-    for (int i = 0; i < Traits::kXSlotsOfThread; ++i) {
-      const bool inside =
-          uint32_t(h + dh_[i]) < uint32_t(args_.H) && uint32_t(w + dw_[i]) < uint32_t(args_.W);
-      of_x(i, x + x_offset_[i], exists && inside);
-    }
-    GC_UNROLL
-    for (int i = 0; i < Traits::kDySlotsOfThread; ++i) {
-      of_dy(i, dy + dy_offset_[i], exists && dy_live_[i] > 0);
-    }
   }
 
   // The first `live` elements of a slot.
@@ -253,20 +293,16 @@ class TiledWgradLoader {
     return slot;
   }
 
-  GC_DEVICE void advance() {
-    pixel_.advance(args_);
-    --chunks_left_;
-  }
-
   const TiledWgradArgs& args_;
   TiledWgradPixel pixel_;
   int chunks_left_;
   // The thread's slots.
   uint32_t x_target_, dy_target_;
   int x_slots_left_;
-  int x_offset_[Traits::kXSlotsOfThread], dh_[Traits::kXSlotsOfThread],
-      dw_[Traits::kXSlotsOfThread];
-  int x_live_[Traits::kXSlotsOfThread];
+  // Of a slot of x its offset from the pixel's first tap, and its tap's distance from that one,
+  // with how many of its elements there are.
+  int x_offset_[Traits::kXSlotsOfThread];
+  int dh_[Traits::kXSlotsOfThread], dw_live_[Traits::kXSlotsOfThread];
   int dy_offset_[Traits::kDySlotsOfThread], dy_live_[Traits::kDySlotsOfThread];
 };
 

@@ -70,45 +70,34 @@ class TiledWgradMma {
       : x_offset_(warp_.x_offset() + Leaf::x_offset()),
         dy_offset_(warp_.dy_offset() + Leaf::dy_offset()) {}
 
-  GC_DEVICE void multiply(uint32_t stage) {
+  static constexpr int kSteps = Traits::kPixels / Leaf::kStep;
+
+  // One of the steps of a stage.
+  GC_DEVICE void multiply(uint32_t stage, int step) {
+    uint32_t a[kTilesM][4], b[kTilesN][2];
     GC_UNROLL
-    for (int pixel = 0; pixel < Traits::kPixels; pixel += Leaf::kStep) {
-      uint32_t a[kTilesM][4], b[kTilesN][2];
-      load(a, b, stage, pixel);
+    for (int m = 0; m < kTilesM; ++m) load_x(a[m], stage, step, m);
+    load_dy(b, stage, step);
+    GC_UNROLL
+    for (int m = 0; m < kTilesM; ++m) {
       GC_UNROLL
-      for (int m = 0; m < kTilesM; ++m) {
-        GC_UNROLL
-        for (int n = 0; n < kTilesN; ++n) Leaf::mma(sums_[m][n], a[m], b[n]);
-      }
+      for (int n = 0; n < kTilesN; ++n) Leaf::mma(sums_[m][n], a[m], b[n]);
     }
   }
 
-  // As multiply, but without the products that do not exist. Where no Inf or NaN meets padding the
-  // sums get the same bits.
+  // As all steps of multiply, but without the products that do not exist. Where no Inf or NaN meets
+  // padding the sums get the same bits.
   GC_DEVICE void multiply_masked(uint32_t stage, const TiledWgradMeeting<Traits>& meeting) {
-    GC_NO_UNROLL
-    for (int pixel = 0; pixel < Traits::kPixels; pixel += Leaf::kStep) {
-      uint32_t a[kTilesM][4], b[kTilesN][2];
-      load(a, b, stage, pixel);
-      GC_UNROLL
-      for (int m = 0; m < kTilesM; ++m) {
-        GC_UNROLL
-        for (int slot = 0; slot < kSlots; ++slot) {
-          const TiledWgradRow row = meeting.row(warp_, m * kSlots + slot);
-          const uint32_t mask[2] = {Leaf::mask(meeting, row, pixel, 0),
-                                    Leaf::mask(meeting, row, pixel, 1)};
-          GC_UNROLL
-          for (int n = 0; n < kTilesN; ++n) {
-            float (&sums)[4] = sums_[m][n];
-            float all[4] = {sums[0], sums[1], sums[2], sums[3]};
-            const uint32_t masked[2] = {b[n][0] & mask[0], b[n][1] & mask[1]};
-            Leaf::mma(all, a[m], masked);
-            GC_UNROLL
-            for (int e = 0; e < 4; ++e) {
-              const int of_tile = (device::lane_index() / 4 + 8 * (e / 2)) / Traits::kSlotElements;
-              sums[e] = of_tile == slot ? all[e] : sums[e];
-            }
-          }
+    GC_UNROLL
+    for (int m = 0; m < kTilesM; ++m) {
+      GC_NO_UNROLL
+      for (int slot = 0; slot < kSlots; ++slot) {
+        const TiledWgradRow row = meeting.row(warp_, m * kSlots + slot);
+        GC_NO_UNROLL
+        for (int step = 0; step < kSteps; ++step) {
+          const uint32_t mask[2] = {Leaf::mask(meeting, row, step * Leaf::kStep, 0),
+                                    Leaf::mask(meeting, row, step * Leaf::kStep, 1)};
+          multiply_slot(m, slot, stage, step, mask);
         }
       }
     }
@@ -130,30 +119,46 @@ class TiledWgradMma {
     return found;
   }
 
-  // Calls put(group of the block, row, column, sum) for each sum of the lane, rows outermost.
-  template <typename Put>
-  GC_DEVICE void put_sums(const Put& put) const {
+  // Puts the sums into shared memory, as TiledWgradTraits::sum_offset says.
+  GC_DEVICE void put_sums(uint32_t shared) const {
     const int lane = device::lane_index();
+    const uint32_t first =
+        shared + Traits::sum_offset(warp_.group, warp_.row + lane / 4, warp_.col + lane % 4 * 2);
     GC_UNROLL
-    for (int half = 0; half < 2 * kTilesM; ++half) {
-      GC_UNROLL
-      for (int i = 0; i < 2 * kTilesN; ++i) {
-        put(warp_.group, warp_.row + 8 * half + lane / 4,
-            warp_.col + 8 * (i / 2) + lane % 4 * 2 + i % 2,
-            sums_[half / 2][i / 2][2 * (half % 2) + i % 2]);
-      }
+    for (int i = 0; i < kTilesM * kTilesN * 4; ++i) {
+      const int m = i / (4 * kTilesN), n = i / 4 % kTilesN, e = i % 4;
+      device::store_shared_4(first + Traits::sum_offset(0, 16 * m + 8 * (e / 2), 8 * n + e % 2),
+                             device::bits_of(sums_[m][n][e]));
     }
   }
 
  private:
-  GC_DEVICE void load(uint32_t (&a)[kTilesM][4], uint32_t (&b)[kTilesN][2], uint32_t stage,
-                      int pixel) const {
+  // Adds to the sums of one slot's rows alone.
+  GC_DEVICE void multiply_slot(int m, int slot, uint32_t stage, int step,
+                               const uint32_t (&mask)[2]) {
+    uint32_t a[4], b[kTilesN][2];
+    load_x(a, stage, step, m);
+    load_dy(b, stage, step);
     GC_UNROLL
-    for (int m = 0; m < kTilesM; ++m) {
-      Leaf::load_x(a[m],
-                   stage + x_offset_ + pixel * Traits::kXPitch + 16 * m * Traits::kElementBytes);
+    for (int n = 0; n < kTilesN; ++n) {
+      float (&sums)[4] = sums_[m][n];
+      float all[4] = {sums[0], sums[1], sums[2], sums[3]};
+      const uint32_t masked[2] = {b[n][0] & mask[0], b[n][1] & mask[1]};
+      Leaf::mma(all, a, masked);
+      GC_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        const int row = device::lane_index() / 4 + 8 * (e / 2);
+        sums[e] = row / Traits::kSlotElements == slot ? all[e] : sums[e];
+      }
     }
-    Leaf::load_dy(b, stage + dy_offset_ + pixel * Traits::kDyPitch);
+  }
+
+  GC_DEVICE void load_x(uint32_t (&a)[4], uint32_t stage, int step, int m) const {
+    Leaf::load_x(a, stage + x_offset_ + step * Leaf::kStep * Traits::kXPitch +
+                        16 * m * Traits::kElementBytes);
+  }
+  GC_DEVICE void load_dy(uint32_t (&b)[kTilesN][2], uint32_t stage, int step) const {
+    Leaf::load_dy(b, stage + dy_offset_ + step * Leaf::kStep * Traits::kDyPitch);
   }
 
   const TiledWgradWarp<Traits> warp_;
