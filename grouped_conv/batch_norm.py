@@ -115,6 +115,7 @@ def _training(r: Request, norm: nn.BatchNorm2d) -> Tensor:
     y, total, squares = call(
         _OPS.fprop_stats.default,
         *(r.input, r.weight, r.bias, r.stride, r.padding, r.dilation, r.groups),
+        r.query("fprop").allow_tf32,
     )
     if norm.training and norm.track_running_stats:
         _update_running_statistics(norm, total, squares, r.problem.N * r.problem.P * r.problem.Q)

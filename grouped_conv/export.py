@@ -19,6 +19,7 @@ def _fprop(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    allow_tf32: bool = False,
 ) -> Tensor:
     y: Tensor = torch.ops.aten.convolution(
         x, w, bias, stride, padding, dilation, False, [0, 0], groups
@@ -38,6 +39,7 @@ def _fprop_affine(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    allow_tf32: bool = False,
 ) -> Tensor:
     y = _fprop(x, w, bias, stride, padding, dilation, groups)
     return compose_epilogue(y, scale, shift, residual, relu, in_place=False)

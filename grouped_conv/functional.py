@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from grouped_conv import sharding
-from grouped_conv.backends import ORDER
+from grouped_conv.backends import ORDER, allows_tf32
 from grouped_conv.ops import autocast_dtype, cast, compose_epilogue, epilogue_refusal
 from grouped_conv.problem import PASSES, Pass
 from grouped_conv.request import is_traced, parse, transform_reason
@@ -135,17 +135,19 @@ def grouped_conv2d(
         y = _by_aten(request, backend, (input, weight, bias, stride, padding, dilation, groups))
         _remember(key, _ATEN)
         return y
-    decision = decide_query(request.query("fprop"), backend)
+    query = request.query("fprop")
+    decision = decide_query(query, backend)
     r = request
     # An empty batch leaves nothing to compute; ATen knows the strides that its result has.
     empty = not torch.compiler.is_compiling() and r.input.shape[0] == 0
     if decision.backend == "aten" or empty:
         _remember(key, _ATEN)
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    how = (op_of(decision.backend, "fprop"), r.stride, r.padding, r.dilation, r.groups)
+    op = op_of(decision.backend, "fprop")
+    how = (op, r.stride, r.padding, r.dilation, r.groups, query.allow_tf32)
     if r.input is input:
         _remember(key, how)
-    y = call(how[0], r.input, r.weight, r.bias, *how[1:])
+    y = call(op, r.input, r.weight, r.bias, *how[1:])
     return y if r.batched else y.squeeze(0)
 
 
@@ -202,7 +204,8 @@ def _key(
     if not (_is_plain(stride) and _is_plain(padding) and _is_plain(dilation)):
         return None
     name = current_backend() if backend is None else backend
-    attributes = (stride, padding, dilation, groups, name)
+    tf32 = allows_tf32(x.dtype, x.device.type)
+    attributes = (stride, padding, dilation, groups, name, tf32)
     tensors = (x.shape, x.stride(), x.dtype, x.device, w.shape, w.stride(), w.dtype, w.device)
     if b is None:
         return (*tensors, *attributes)
@@ -303,7 +306,8 @@ def grouped_conv2d_affine(
         y = _by_aten(request, backend, args)
     else:
         r = request
-        decision = decide_query(r.query("fprop"), backend)
+        query = r.query("fprop")
+        decision = decide_query(query, backend)
         empty = not torch.compiler.is_compiling() and r.input.shape[0] == 0
         if decision.backend != "aten" and not empty:
             size = r.problem.output_size
@@ -323,6 +327,7 @@ def grouped_conv2d_affine(
                 r.padding,
                 r.dilation,
                 r.groups,
+                query.allow_tf32,
             )
             return y if r.batched else y.squeeze(0)
         y = F.conv2d(*args)

@@ -34,7 +34,11 @@ _Grads = tuple[Tensor | None, ...]
 
 
 class _Attributes(NamedTuple):
-    """What the three passes of one convolution have in common."""
+    """What the three passes of one convolution have in common.
+
+    Whether TF32 is allowed is not among it: as in PyTorch, a gradient follows the setting in force
+    when it is computed.
+    """
 
     stride: Sequence[int]
     padding: Sequence[int]
@@ -115,6 +119,7 @@ def _fprop_affine_fake(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    allow_tf32: bool = False,
 ) -> Tensor:
     y: Tensor = _fprop_fake(x, w, bias, stride, padding, dilation, groups)
     refusal = epilogue_refusal(x, y.shape, scale, shift, residual)
@@ -132,6 +137,7 @@ def _fprop_fake(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    allow_tf32: bool = False,
 ) -> Tensor:
     p = ConvProblem.checked(x.shape, w.shape, stride, padding, dilation, groups)
     _check_same_kind(x, "input", w, "weight")
@@ -163,6 +169,7 @@ def _dgrad_fake(
     dilation: Sequence[int],
     groups: int,
     channels_last: bool,
+    allow_tf32: bool = False,
 ) -> Tensor:
     p = ConvProblem.checked(input_size, w.shape, stride, padding, dilation, groups)
     _check_same_kind(dy, "grad_output", w, "weight")
@@ -186,6 +193,7 @@ def _wgrad_fake(
     dilation: Sequence[int],
     groups: int,
     channels_last: bool,
+    allow_tf32: bool = False,
 ) -> Tensor:
     p = ConvProblem.checked(x.shape, weight_size, stride, padding, dilation, groups)
     _check_same_kind(dy, "grad_output", x, "input")
@@ -222,7 +230,7 @@ def _setup_fprop(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def prepare_fprop(ctx: Any, inputs: tuple[Any, ...], *others: Tensor) -> None:
     """Save what :func:`gradients_of_fprop` wants, and other tensors behind it."""
-    x, w, bias, *attributes = inputs
+    x, w, bias, *attributes, _ = inputs
     ctx.attributes = _Attributes(*attributes)
     ctx.has_bias = bias is not None
     _save(ctx, x, w, *others)
@@ -244,7 +252,7 @@ def gradients_of_fprop(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> _Grads:
         dw = routing.wgrad(dy, x, size, *a, channels_last)
     if ctx.has_bias and ctx.needs_input_grad[2]:
         db = dy.sum((0, 2, 3))
-    return dx, dw, db, None, None, None, None
+    return dx, dw, db, None, None, None, None, None
 
 
 def _per_filter(t: Tensor) -> Tensor:
@@ -253,7 +261,7 @@ def _per_filter(t: Tensor) -> Tensor:
 
 
 def _setup_fprop_affine(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, w, bias, scale, shift, _, relu, *attributes = inputs
+    x, w, bias, scale, shift, _, relu, *attributes, _ = inputs
     ctx.attributes = _Attributes(*attributes)
     need_x, need_w, need_bias, need_scale = ctx.needs_input_grad[:4]
     ctx.save_for_backward(
@@ -299,11 +307,11 @@ def _backward_fprop_affine(ctx: Any, dy: Tensor) -> _Grads:
             products = (unscaled.to(wide) * w).sum((1, 2, 3))
             dscale = (products if bias is None else products + sums * bias).to(scale_dtype)
     dresidual = g if need_residual else None
-    return dx, dw, dbias, dscale, dshift, dresidual, None, None, None, None, None
+    return dx, dw, dbias, dscale, dshift, dresidual, *(None,) * 6
 
 
 def _setup_dgrad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    dy, w, _, *attributes, _ = inputs
+    dy, w, _, *attributes, _, _ = inputs
     ctx.attributes = _Attributes(*attributes)
     _save(ctx, dy, w)
 
@@ -317,11 +325,11 @@ def _backward_dgrad(ctx: Any, ddx: Tensor) -> _Grads:
     if ctx.needs_input_grad[1]:
         size, channels_last = ctx.second
         d_w = routing.wgrad(dy, ddx, size, *a, channels_last)
-    return d_dy, d_w, None, None, None, None, None, None
+    return d_dy, d_w, *(None,) * 7
 
 
 def _setup_wgrad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    dy, x, _, *attributes, _ = inputs
+    dy, x, _, *attributes, _, _ = inputs
     ctx.attributes = _Attributes(*attributes)
     _save(ctx, dy, x)
 
@@ -335,7 +343,7 @@ def _backward_wgrad(ctx: Any, ddw: Tensor) -> _Grads:
     if ctx.needs_input_grad[1]:
         size, channels_last = ctx.second
         d_x = routing.dgrad(dy, ddw, size, *a, channels_last)
-    return d_dy, d_x, None, None, None, None, None, None
+    return d_dy, d_x, *(None,) * 7
 
 
 for _name, _setup, _backward in (

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from grouped_conv import _libraries
-from grouped_conv.backends import ORDER, Query
+from grouped_conv.backends import ORDER, Query, allows_tf32
 from grouped_conv.problem import ConvProblem, Pass
 
 _libraries.load()
@@ -205,7 +205,8 @@ def fprop(
         "fprop", x, suggests_channels_last(x), w.shape, stride, padding, dilation, groups
     )
     if (chosen := decide_query(query, backend).backend) != "aten":
-        return call(op_of(chosen, "fprop"), x, w, bias, stride, padding, dilation, groups)
+        op, tf32 = op_of(chosen, "fprop"), query.allow_tf32
+        return call(op, x, w, bias, stride, padding, dilation, groups, tf32)
     return torch.conv2d(x, w, bias, stride, padding, dilation, groups)
 
 
@@ -224,7 +225,8 @@ def dgrad(
     query = _query("dgrad", dy, channels_last, w.shape, stride, padding, dilation, groups)
     if (chosen := decide_query(query, backend).backend) != "aten":
         op = op_of(chosen, "dgrad")
-        return call(op, dy, w, input_size, stride, padding, dilation, groups, channels_last)
+        attributes = (stride, padding, dilation, groups, channels_last, query.allow_tf32)
+        return call(op, dy, w, input_size, *attributes)
     fmt = memory_format(channels_last)
     # Only the shape and the memory format of x matter to this pass.
     x = torch.empty(tuple(input_size), dtype=dy.dtype, device=dy.device, memory_format=fmt)
@@ -251,7 +253,8 @@ def wgrad(
     query = _query("wgrad", x, layout, weight_size, stride, padding, dilation, groups)
     if (chosen := decide_query(query, backend).backend) != "aten":
         op = op_of(chosen, "wgrad")
-        return call(op, dy, x, weight_size, stride, padding, dilation, groups, channels_last)
+        attributes = (stride, padding, dilation, groups, channels_last, query.allow_tf32)
+        return call(op, dy, x, weight_size, *attributes)
     fmt = memory_format(channels_last)
     w = torch.empty(tuple(weight_size), dtype=x.dtype, device=x.device)
     grads = torch.ops.aten.convolution_backward(
@@ -285,4 +288,5 @@ def _query(
         tuple(stride),  # type: ignore[arg-type]
         tuple(padding),  # type: ignore[arg-type]
         tuple(dilation),  # type: ignore[arg-type]
+        allows_tf32(read.dtype, read.device.type),
     )

@@ -33,6 +33,7 @@ def _fprop_stats_fake(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     y: Tensor = _OPS.fprop.default(x, w, bias, stride, padding, dilation, groups)
     wide = torch.promote_types(y.dtype, torch.float32)
@@ -55,7 +56,7 @@ def _backward_fprop_stats(
         mean = total / (y.numel() // y.shape[1])
         dy = _plus(dy, 2 * dsquares[:, None, None] * (y - mean[:, None, None]), y)
     if dy is None:
-        return (None,) * 7
+        return (None,) * 8
     return ops.gradients_of_fprop(ctx, dy, x, w)
 
 

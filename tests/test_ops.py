@@ -29,11 +29,13 @@ NAMES = ("fprop", "dgrad", "wgrad")
 
 SCHEMAS = {
     "fprop": "(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
-    "SymInt[2] dilation, SymInt groups) -> Tensor",
+    "SymInt[2] dilation, SymInt groups, bool allow_tf32=False) -> Tensor",
     "dgrad": "(Tensor grad_output, Tensor weight, SymInt[] input_size, SymInt[2] stride, "
-    "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool channels_last) -> Tensor",
+    "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool channels_last, "
+    "bool allow_tf32=False) -> Tensor",
     "wgrad": "(Tensor grad_output, Tensor input, SymInt[] weight_size, SymInt[2] stride, "
-    "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool channels_last) -> Tensor",
+    "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool channels_last, "
+    "bool allow_tf32=False) -> Tensor",
 }
 
 PROBLEMS = {

@@ -115,7 +115,8 @@ const void* data_or_null(const std::optional<Tensor>& t) {
 Tensor fprop_affine(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                     const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
                     const std::optional<Tensor>& residual, bool relu, const IntList& stride,
-                    const IntList& padding, const IntList& dilation, int64_t groups) {
+                    const IntList& padding, const IntList& dilation, int64_t groups,
+                    bool /*allow_tf32*/) {
   const ConvProblem p = check_fprop(input, weight, bias, {stride, padding, dilation, groups});
   check_epilogue(input, p, scale, shift, residual);
   to_dtype(input.scalar_type());
@@ -134,15 +135,16 @@ Tensor fprop_affine(const Tensor& input, const Tensor& weight, const std::option
 }
 
 Tensor fprop(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-             const IntList& stride, const IntList& padding, const IntList& dilation,
-             int64_t groups) {
+             const IntList& stride, const IntList& padding, const IntList& dilation, int64_t groups,
+             bool allow_tf32) {
   return fprop_affine(input, weight, bias, std::nullopt, std::nullopt, std::nullopt, false, stride,
-                      padding, dilation, groups);
+                      padding, dilation, groups, allow_tf32);
 }
 
 std::tuple<Tensor, Tensor, Tensor> fprop_stats(const Tensor& input, const Tensor& weight,
                                                std::optional<Tensor> bias, IntList stride,
-                                               IntList padding, IntList dilation, int64_t groups) {
+                                               IntList padding, IntList dilation, int64_t groups,
+                                               bool /*allow_tf32*/) {
   const ConvProblem p = check_fprop(input, weight, bias, {stride, padding, dilation, groups});
   const bool wide = to_dtype(input.scalar_type()) == DType::kFloat64;
   const bool channels_last = suggests_channels_last(input);
@@ -173,7 +175,8 @@ std::tuple<Tensor, Tensor, Tensor> fprop_stats(const Tensor& input, const Tensor
 }
 
 Tensor dgrad(const Tensor& grad_output, const Tensor& weight, IntList input_size, IntList stride,
-             IntList padding, IntList dilation, int64_t groups, bool channels_last) {
+             IntList padding, IntList dilation, int64_t groups, bool channels_last,
+             bool /*allow_tf32*/) {
   const ConvProblem p =
       check_dgrad(grad_output, weight, input_size, {stride, padding, dilation, groups});
   to_dtype(grad_output.scalar_type());
@@ -185,7 +188,8 @@ Tensor dgrad(const Tensor& grad_output, const Tensor& weight, IntList input_size
 }
 
 Tensor wgrad(const Tensor& grad_output, const Tensor& input, IntList weight_size, IntList stride,
-             IntList padding, IntList dilation, int64_t groups, bool channels_last) {
+             IntList padding, IntList dilation, int64_t groups, bool channels_last,
+             bool /*allow_tf32*/) {
   const ConvProblem p =
       check_wgrad(grad_output, input, weight_size, {stride, padding, dilation, groups});
   to_dtype(input.scalar_type());

@@ -51,6 +51,7 @@ struct PassArgs {
   Epilogue epilogue = {};  // of fprop, by the kernels that take one
   // Of fprop, by the kernels that take them, where there is no epilogue.
   Statistics statistics = {};
+  bool allow_tf32 = false;  // of float32
 };
 
 // Enqueue on a cudaStream_t; the result is a cudaError_t. Any kernel size, stride, padding,

@@ -82,7 +82,7 @@ const void* data_or_null(const std::optional<Tensor>& t) {
 }
 
 // Compute the one of x, w and y that the pass writes; and of fprop the epilogue, or the statistics.
-void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y,
+void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y, bool allow_tf32,
          const std::optional<Tensor>& bias = std::nullopt, const Epilogue& epilogue = {},
          const Statistics& statistics = {}) {
   const auto device = x.get_device_index();
@@ -109,7 +109,8 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y,
                 bias ? bias->data_ptr() : nullptr,
                 bias ? bias->stride(0) : 0,
                 epilogue,
-                statistics};
+                statistics,
+                allow_tf32};
   if (!fast) {
     STD_CUDA_CHECK(static_cast<cudaError_t>(launch_simple(args, stream)));
     if (statistics.sum != nullptr) {
@@ -152,17 +153,17 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y,
 }
 
 Tensor fprop(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, IntList stride,
-             IntList padding, IntList dilation, int64_t groups) {
+             IntList padding, IntList dilation, int64_t groups, bool allow_tf32) {
   const ConvProblem p = check_fprop(input, weight, bias, {stride, padding, dilation, groups});
   const Tensor output = allocate({p.N, p.K, p.P, p.Q}, input, suggests_channels_last(input));
-  run(Pass::kFprop, p, input, weight, output, bias);
+  run(Pass::kFprop, p, input, weight, output, allow_tf32, bias);
   return output;
 }
 
 Tensor fprop_affine(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
                     std::optional<Tensor> scale, std::optional<Tensor> shift,
                     std::optional<Tensor> residual, bool relu, IntList stride, IntList padding,
-                    IntList dilation, int64_t groups) {
+                    IntList dilation, int64_t groups, bool allow_tf32) {
   const ConvProblem p = check_fprop(input, weight, bias, {stride, padding, dilation, groups});
   check_epilogue(input, p, scale, shift, residual);
   const bool channels_last = suggests_channels_last(input);
@@ -174,40 +175,43 @@ Tensor fprop_affine(const Tensor& input, const Tensor& weight, std::optional<Ten
     r = torch::stable::contiguous(
         *residual, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   }
-  run(Pass::kFprop, p, input, weight, output, bias,
+  run(Pass::kFprop, p, input, weight, output, allow_tf32, bias,
       {data_or_null(scales), data_or_null(shifts), data_or_null(r), relu});
   return output;
 }
 
 std::tuple<Tensor, Tensor, Tensor> fprop_stats(const Tensor& input, const Tensor& weight,
                                                std::optional<Tensor> bias, IntList stride,
-                                               IntList padding, IntList dilation, int64_t groups) {
+                                               IntList padding, IntList dilation, int64_t groups,
+                                               bool allow_tf32) {
   const ConvProblem p = check_fprop(input, weight, bias, {stride, padding, dilation, groups});
   const Tensor output = allocate({p.N, p.K, p.P, p.Q}, input, suggests_channels_last(input));
   const ScalarType wide =
       dtype_of(input) == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
   Tensor sum = torch::stable::empty({{p.K}}, wide, std::nullopt, input.device());
   Tensor squares = torch::stable::empty({{p.K}}, wide, std::nullopt, input.device());
-  run(Pass::kFprop, p, input, weight, output, bias, {},
+  run(Pass::kFprop, p, input, weight, output, allow_tf32, bias, {},
       {sum.mutable_data_ptr(), squares.mutable_data_ptr()});
   return {output, sum, squares};
 }
 
 Tensor dgrad(const Tensor& grad_output, const Tensor& weight, IntList input_size, IntList stride,
-             IntList padding, IntList dilation, int64_t groups, bool channels_last) {
+             IntList padding, IntList dilation, int64_t groups, bool channels_last,
+             bool allow_tf32) {
   const ConvProblem p =
       check_dgrad(grad_output, weight, input_size, {stride, padding, dilation, groups});
   const Tensor grad_input = allocate(input_size, grad_output, channels_last);
-  run(Pass::kDgrad, p, grad_input, weight, grad_output);
+  run(Pass::kDgrad, p, grad_input, weight, grad_output, allow_tf32);
   return grad_input;
 }
 
 Tensor wgrad(const Tensor& grad_output, const Tensor& input, IntList weight_size, IntList stride,
-             IntList padding, IntList dilation, int64_t groups, bool channels_last) {
+             IntList padding, IntList dilation, int64_t groups, bool channels_last,
+             bool allow_tf32) {
   const ConvProblem p =
       check_wgrad(grad_output, input, weight_size, {stride, padding, dilation, groups});
   const Tensor grad_weight = allocate(weight_size, input, channels_last);
-  run(Pass::kWgrad, p, input, grad_weight, grad_output);
+  run(Pass::kWgrad, p, input, grad_weight, grad_output, allow_tf32);
   return grad_weight;
 }
 

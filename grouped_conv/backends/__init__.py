@@ -12,7 +12,7 @@ A backend is a module with
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,6 +40,8 @@ class Query(NamedTuple):
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
+    allow_tf32: bool = False
+    """Of float32 on a GPU: whether factors may be cut to TF32."""
 
     @classmethod
     def of(
@@ -64,7 +66,25 @@ class Query(NamedTuple):
             p.stride,
             p.padding,
             p.dilation,
+            allows_tf32(dtype, device.type),
         )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _convolutions_allow_tf32() -> bool:
+    """PyTorch's setting for convolutions, which the compiler cannot trace.
+
+    ``torch.backends.cudnn.conv.fp32_precision`` and what it inherits from, which
+    ``torch.backends.cudnn.allow_tf32`` sets, too. A compiled function keeps what it was compiled
+    with.
+    """
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return bool(conv.fp32_precision == "tf32")
+
+
+def allows_tf32(dtype: torch.dtype, device: str) -> bool:
+    """Whether a call may cut its factors to TF32, as PyTorch's own convolutions would now."""
+    return dtype is torch.float32 and device == "cuda" and _convolutions_allow_tf32()
 
 
 def dtype_name(dtype: torch.dtype) -> str:

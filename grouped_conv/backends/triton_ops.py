@@ -34,11 +34,14 @@ _tuned: dict[tuple[Any, ...], Config] = {}
 
 
 def implement(fakes: dict[str, Fake]) -> None:
-    """Register the operators: a fake validates and makes the result, a kernel fills it."""
+    """Register the operators: a fake validates and makes the result, a kernel fills it.
+
+    Of the attributes the kernels take the first four. Whether TF32 is allowed they ask PyTorch.
+    """
 
     def fprop(x: Tensor, w: Tensor, bias: Tensor | None, *attributes: Any) -> Tensor:
         y = fakes["fprop"](x, w, bias, *attributes)
-        _fprop(y, x, w, (bias, None, None, None), False, *attributes)
+        _fprop(y, x, w, (bias, None, None, None), False, *attributes[:4])
         return y
 
     def fprop_affine(
@@ -54,17 +57,17 @@ def implement(fakes: dict[str, Fake]) -> None:
         y = fakes["fprop_affine"](x, w, bias, scale, shift, residual, relu, *attributes)
         if residual is not None and residual.stride() != y.stride():
             residual = torch.empty_like(y).copy_(residual)
-        _fprop(y, x, w, (bias, scale, shift, residual), relu, *attributes)
+        _fprop(y, x, w, (bias, scale, shift, residual), relu, *attributes[:4])
         return y
 
     def dgrad(dy: Tensor, w: Tensor, size: Sequence[int], *attributes: Any) -> Tensor:
         dx = fakes["dgrad"](dy, w, size, *attributes)
-        _dgrad(dx, dy, w, *attributes[:-1])
+        _dgrad(dx, dy, w, *attributes[:4])
         return dx
 
     def wgrad(dy: Tensor, x: Tensor, size: Sequence[int], *attributes: Any) -> Tensor:
         dw = fakes["wgrad"](dy, x, size, *attributes)
-        _wgrad(dw, dy, x, *attributes[:-1])
+        _wgrad(dw, dy, x, *attributes[:4])
         return dw
 
     for function in (fprop, fprop_affine, dgrad, wgrad):

@@ -262,7 +262,7 @@ def round_tf32(value: Any) -> Any:
     """float32 to the 10 bits of TF32's mantissa, to nearest, ties away from zero."""
     bits = np.asarray(value).view(np.uint32)
     rounded = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
-    return np.where(np.isfinite(value), rounded, bits & np.uint32(0xFFFFE000))
+    return np.where(np.isnan(value), np.uint32(0x7FFFFFFF), rounded)
 
 
 # Moves -------------------------------------------------------------------------------------------

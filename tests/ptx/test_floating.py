@@ -258,9 +258,9 @@ def test_between_floats_and_integers() -> None:
 
 
 def test_tf32_keeps_ten_bits() -> None:
-    values = [1.0, 1 + 2.0**-11, 1 + 2.0**-12, -1 - 2.0**-11, 3.0e38, math.inf]
+    values = [1.0, 1 + 2.0**-11, 1 + 2.0**-12, -1 - 2.0**-11, 3.0e38, math.inf, math.nan]
     found = evaluate("cvt.rna.tf32.f32", "b32", [("f32", [float_bits(v) for v in values])])
     expected = [1.0, 1 + 2.0**-10, 1.0, -1 - 2.0**-10]
     assert found[:4].tolist() == [float_bits(v) for v in expected]
-    assert (found & 0x1FFF == 0).all()
-    assert found[5] == float_bits(math.inf)
+    assert (found[:6] & 0x1FFF == 0).all()
+    assert found[5:].tolist() == [float_bits(math.inf), 0x7FFFFFFF]

@@ -78,6 +78,8 @@ void store_shared(uint32_t target, const T& value, bool active, Site site) {
 // Conversions as the hardware's cvt.rn: nearest even, overflow to infinity, NaN to 0x7fff.
 uint16_t to_float16(float value);
 uint16_t to_bfloat16(float value);
+// As cvt.rna.tf32: the low 13 bits rounded off, ties away from zero, NaN to 0x7fffffff.
+uint32_t to_tf32(float value);
 
 inline float from_float16(uint16_t bits) {
   const uint32_t sign = uint32_t(bits & 0x8000) << 16;

@@ -120,6 +120,21 @@ void check_tf32() {
   }
 }
 
+// Between two neighbours the nearer is taken, at the middle the one farther from zero.
+void check_tf32_conversion() {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const uint32_t low : {0u, 0x00002000u, 0x3f800000u, 0x3fffe000u, 0x42f6e000u, 0x7f7fe000u}) {
+    for (const uint32_t sign : {0u, 0x80000000u}) {
+      const auto of = [&](uint32_t bits) { return to_tf32(float_of(sign | bits)) ^ sign; };
+      check(of(low) == low && of(low + 0x0fff) == low, "tf32, towards zero");
+      check(of(low + 0x1000) == low + 0x2000 && of(low + 0x1fff) == low + 0x2000,
+            "tf32, away from zero");
+    }
+  }
+  check(to_tf32(-kInfinity) == 0xff800000u, "tf32, infinity");
+  check(to_tf32(float_of(0x7f800001u)) == 0x7fffffffu, "tf32, NaN");
+}
+
 GC_GLOBAL(32, 1) exchange(uint32_t* y) {
   const int lane = lane_index();
   const uint32_t value = 100 + uint32_t(lane);
@@ -185,6 +200,7 @@ int main() {
     check_multiply<BFloat16, 8>(b_by_rows);
   }
   check_tf32();
+  check_tf32_conversion();
   check_exchange();
   check_conversion<Float16>(0x7c00);
   check_conversion<BFloat16>(0x7f80);

@@ -89,6 +89,11 @@ uint16_t to_bfloat16(float value) {
   return round_to_bfloat16(std::bit_cast<uint32_t>(value));
 }
 
+uint32_t to_tf32(float value) {
+  if (std::isnan(value)) return 0x7fffffff;
+  return (std::bit_cast<uint32_t>(value) + 0x1000u) & 0xffffe000u;
+}
+
 uint16_t to_float16(float value) {
   if (std::isnan(value)) return 0x7fff;
   const uint32_t bits = std::bit_cast<uint32_t>(value);

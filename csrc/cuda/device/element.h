@@ -1,5 +1,5 @@
-// The 16-bit element types, and their conversion from and to float. Two elements share a register,
-// the first in the low half.
+// The 16-bit element types, and their conversion from and to float; TF32. Two elements of 16 bits
+// share a register, the first in the low half.
 #pragma once
 
 #include <cmath>
@@ -42,6 +42,14 @@ GC_DEVICE uint32_t pack2<BFloat16>(float low, float high) {
   return packed;
 }
 
+// TF32, as bits of a float: 10 bits of mantissa, to nearest, ties away from zero; overflow gives
+// infinity, NaN the canonical 0x7fffffff.
+GC_DEVICE uint32_t to_tf32(float value) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+}
+
 template <typename T>
 GC_DEVICE float to_float(uint16_t bits);
 template <>
@@ -72,6 +80,8 @@ template <>
 inline uint32_t pack2<BFloat16>(float low, float high) {
   return ::simt::to_bfloat16(low) | uint32_t(::simt::to_bfloat16(high)) << 16;
 }
+
+inline uint32_t to_tf32(float value) { return ::simt::to_tf32(value); }
 
 template <typename T>
 float to_float(uint16_t bits);
