@@ -19,7 +19,7 @@ from torch import Tensor
 from grouped_conv.problem import ConvProblem
 
 ROOT = Path(__file__).resolve().parents[1]
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @functools.cache
@@ -66,20 +66,26 @@ def module() -> Any:
     return loaded
 
 
-def kernels(
-    pass_name: str | None = None, *, planar: bool = False, tiled: bool = False
-) -> list[Any]:
-    """All kernels of a pass, or of all passes, for NHWC or, if ``planar``, for NCHW.
+def kernels(pass_name: str | None = None, *, planar: bool = False) -> list[Any]:
+    """The row-streaming kernels of a pass, or of all passes, for NHWC or, if ``planar``, for NCHW.
 
-    The row-streaming ones or, if ``tiled``, the tiled ones. Each has name, pass_name, dtype,
-    planar, refusal, run.
+    Each has name, pass_name, dtype, planar, refusal, run.
     """
     return [
         k
         for k in module().kernels()
         if pass_name in (None, k.pass_name)
         and k.planar == planar
-        and k.name.startswith("tiled") == tiled
+        and not k.name.startswith("tiled_")
+    ]
+
+
+def tiled_kernels(pass_name: str, *, planar: bool) -> list[Any]:
+    """The tiled kernels of a pass; those that may cut to TF32 are named so."""
+    return [
+        k
+        for k in module().kernels()
+        if k.pass_name == pass_name and k.planar == planar and k.name.startswith("tiled_")
     ]
 
 
@@ -90,10 +96,10 @@ def extents(p: ConvProblem) -> list[int]:
 
 
 def _bits(t: Tensor, channels_last: bool) -> np.ndarray:
-    """A tensor of 16-bit floats by its bits, in the order of its memory, in one dimension."""
+    """The bytes of a tensor in the order of its memory."""
     if t.dim() == 4 and channels_last:
         t = t.permute(0, 2, 3, 1)
-    return t.contiguous().view(torch.int16).numpy().view(np.uint16).reshape(-1)
+    return t.reshape(-1).view(torch.uint8).numpy()
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ class Operands:
     """Of fprop with its epilogue, float32; with a shift."""
     shift: Tensor | None = None
     relu: bool = False
+    residual: Tensor | None = None
 
     @staticmethod
     def random(p: ConvProblem, dtype: torch.dtype, bias: bool, seed: int = 0) -> Operands:
@@ -163,19 +170,19 @@ def run(
         sm_count=sm_count,
     )
     written = {"fprop": "y", "dgrad": "x", "wgrad": "w"}[kernel.pass_name]
-    for name in ("x", "w", "y", "bias"):
+    for name in ("x", "w", "y", "bias", "residual"):
         t = getattr(operands, name)
         if name != written and t is not None:
             by_pixel = channels_last if name == "w" else not kernel.planar
             getattr(session, name)[:] = _bits(t, by_pixel)
     session.statistics, session.relu = statistics, operands.relu
+    session.residual_added = operands.residual is not None
     if operands.scale is not None:
         session.affine = True
         session.scale[:], session.shift[:] = operands.scale.numpy(), operands.shift.numpy()
     launches = session.run(**options)
     found = (torch.from_numpy(session.sum), torch.from_numpy(session.squares))
-    bits = torch.from_numpy(getattr(session, written).view(np.int16))
-    output = bits.view(DTYPES[kernel.dtype])
+    output = torch.from_numpy(getattr(session, written)).view(DTYPES[kernel.dtype])
     n, c, h, w = {"y": p.output_size, "x": p.input_size, "w": p.weight_size}[written]
     if channels_last if written == "w" else not kernel.planar:
         output = output.reshape(n, h, w, c).permute(0, 3, 1, 2)

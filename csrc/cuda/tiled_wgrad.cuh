@@ -6,7 +6,8 @@
 // A step: a stage of pixels arrives in shared memory, by 16-byte copies two stages ahead where the
 //   channels of NHWC tensors allow that, else element by element through registers; one barrier;
 //   multiply. Each of the R S taps brings x anew, from L2.
-// Memory: two or three stages. The sums stay in registers, 48 floats of a thread or 12.
+// Memory: two or three stages. The sums stay in registers, 48 floats of a thread or 12; they leave
+//   through shared memory.
 // Inf and NaN: padding is multiplied as zeros, and zero times Inf is a NaN that the convolution
 // does
 //   not have. A block with NaN in its sums walks again without such products; sums that meet no Inf
@@ -22,14 +23,11 @@
 namespace grouped_conv::cuda {
 
 template <class Traits>
-using TiledWgradSums = typename TiledWgradSumsOf<Traits>::type;
-
-template <class Traits>
 GC_DEVICE void tiled_wgrad_walk(const TiledWgradArgs& args, const TiledWgradTile& tile,
                                 TiledWgradSums<Traits>& sums, uint32_t shared) {
   constexpr int kSteps = TiledWgradSums<Traits>::kSteps;
   constexpr uint32_t kEnd = Traits::kStages * Traits::kStageBytes;
-  TiledWgradLoader<Traits> loader(args, tile);
+  TiledWgradLoader<Traits> loader(args, tile, shared + Traits::kTableOffset);
   uint32_t current = 0;
   if constexpr (Traits::kVector) {
     constexpr int kAhead = Traits::kStages - 1;
@@ -74,7 +72,7 @@ GC_DEVICE void tiled_wgrad_walk(const TiledWgradArgs& args, const TiledWgradTile
 template <class Traits>
 GC_DEVICE void tiled_wgrad_walk_masked(const TiledWgradArgs& args, const TiledWgradTile& tile,
                                        TiledWgradSums<Traits>& sums, uint32_t shared) {
-  TiledWgradLoader<Traits> loader(args, tile);
+  TiledWgradLoader<Traits> loader(args, tile, shared + Traits::kTableOffset);
   GC_NO_UNROLL
   for (int chunk = 0; chunk < tile.chunks; ++chunk) {
     if constexpr (Traits::kVector) {
@@ -116,14 +114,16 @@ GC_DEVICE void tiled_wgrad_write_partials(const TiledWgradArgs& args, const Tile
   }
 }
 
-template <int kId, typename T, bool kVector>
-GC_GLOBAL((TiledWgradTraits<kId, T, kVector>::kThreads),
-          (TiledWgradTraits<kId, T, kVector>::kBlocksPerSm))
+template <int kId, TiledMath kMath, bool kVector>
+GC_GLOBAL((TiledWgradTraits<kId, kMath, kVector>::kThreads),
+          (TiledWgradTraits<kId, kMath, kVector>::kBlocksPerSm))
 tiled_wgrad_kernel(const GC_GRID_CONSTANT TiledWgradArgs args) {
-  using Traits = TiledWgradTraits<kId, T, kVector>;
+  using Traits = TiledWgradTraits<kId, kMath, kVector>;
   GC_DYNAMIC_SHARED(dynamic_shared);
   const uint32_t shared = device::shared_address(dynamic_shared);
   const TiledWgradTile tile(args, Traits::kGroups);
+  tiled_wgrad_find_sources<Traits>(args, tile, shared + Traits::kTableOffset);
+  device::sync_threads();
   TiledWgradSums<Traits> sums;
   tiled_wgrad_walk<Traits>(args, tile, sums, shared);
   if (device::sync_threads_or(sums.has_nan())) {

@@ -2,6 +2,6 @@
 
 namespace grouped_conv::cuda {
 
-template int launch_tiled_wgrad_kernels<BFloat16>(const TiledWgradArgs&, void*);
+template int launch_tiled_wgrad_kernels<TiledMath::kBFloat16>(const TiledWgradArgs&, void*);
 
 }  // namespace grouped_conv::cuda

@@ -8,17 +8,11 @@
 #include <iterator>
 #include <limits>
 
+#include "cuda/tiled_configs.h"
 #include "cuda/wgrad_configs.h"
 #include "problem.h"
 
 namespace grouped_conv::cuda {
-
-// What multiplies: the tensor cores in 16 bits or in tf32, or plain float32.
-enum class TiledWgradMath { k16Bit, kTf32, kFloat32 };
-
-constexpr int tiled_wgrad_element_bytes(TiledWgradMath math) {
-  return math == TiledWgradMath::k16Bit ? 2 : 4;
-}
 
 // A warp computes this many rows of a tile, whatever the configuration.
 inline constexpr int kTiledWgradWarpRows = 48;
@@ -53,10 +47,14 @@ struct TiledWgradConfig {
   constexpr int stage_bytes(int element_bytes) const {
     return pixels(element_bytes) * (x_pitch_bytes(element_bytes) + dy_pitch_bytes(element_bytes));
   }
+  // Where a pixel's slots are found, 16 bytes for each.
+  constexpr int table_bytes(int element_bytes) const {
+    return groups * (rows + cols) * element_bytes;
+  }
   // Asynchronous copies run two stages ahead of the multiplication, registers one.
   static constexpr int stages(bool vector) { return vector ? 3 : 2; }
   constexpr int shared_bytes(int element_bytes, bool vector) const {
-    return stages(vector) * stage_bytes(element_bytes);
+    return stages(vector) * stage_bytes(element_bytes) + table_bytes(element_bytes);
   }
 };
 
@@ -64,7 +62,7 @@ struct TiledWgradConfig {
 inline constexpr TiledWgradConfig kTiledWgradConfigs[] = {
     // name                  rows cols groups col_warps halves blocks_per_sm
     {"tiled_wgrad_48x8",       48,   8,     4,        1,    32,            3},
-    {"tiled_wgrad_144x32",    144,  32,     1,        1,    48,            3},
+    {"tiled_wgrad_144x32",    144,  32,     1,        1,    48,            4},
     {"tiled_wgrad_144x64",    144,  64,     1,        2,    48,            2},
 };
 // clang-format on
@@ -77,7 +75,7 @@ inline constexpr int64_t kTiledWgradMostWorkspace = int64_t(256) << 20;
 // time, are dealt out to `splits` blocks in equal runs; the tiles of all groups to the others.
 struct TiledWgradPlan {
   int config;
-  TiledWgradMath math;
+  TiledMath math;
   bool vector;  // a slot of 16 bytes is one copy, else its elements are gathered
   int group_blocks, row_tiles, col_tiles;
   int chunks;
@@ -92,14 +90,14 @@ struct TiledWgradPlan {
 
 // Bytes of the larger of an image of x with its padding and one of dy; offsets inside it have 32
 // bits.
-inline int64_t tiled_wgrad_image_bytes(const ConvProblem& p, TiledWgradMath math) {
+inline int64_t tiled_wgrad_image_bytes(const ConvProblem& p, TiledMath math) {
   const int64_t x = (p.H + 2 * p.pad_h) * (p.W + 2 * p.pad_w) * p.C;
-  return tiled_wgrad_element_bytes(math) * std::max(x, p.P * p.Q * p.K);
+  return tiled_element_bytes(math) * std::max(x, p.P * p.Q * p.K);
 }
 
 // Whether the tiled kernels compute the problem; every configuration does, or none. There must be
 // output: where there is none, dw is zero and nothing is to be launched.
-inline bool tiled_wgrad_supports(TiledWgradMath math, const ConvProblem& p) {
+inline bool tiled_wgrad_supports(TiledMath math, const ConvProblem& p) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   return p.N > 0 && p.P > 0 && p.Q > 0 && p.c_per_group() > 0 && p.k_per_group() > 0 &&
          tiled_wgrad_image_bytes(p, math) <= kMaxImageBytes &&
@@ -107,16 +105,16 @@ inline bool tiled_wgrad_supports(TiledWgradMath math, const ConvProblem& p) {
 }
 
 // Whether slots of 16 bytes lie in one piece in tensors that are NHWC.
-inline bool tiled_wgrad_takes_vectors(TiledWgradMath math, const ConvProblem& p) {
-  const int elements = 16 / tiled_wgrad_element_bytes(math);
+inline bool tiled_wgrad_takes_vectors(TiledMath math, const ConvProblem& p) {
+  const int elements = 16 / tiled_element_bytes(math);
   return p.c_per_group() % elements == 0 && p.k_per_group() % elements == 0;
 }
 
 // The tiles of a problem, with no splits yet. Rows of a tap fill whole slots.
-inline TiledWgradPlan tile_wgrad(int config_index, TiledWgradMath math, bool vector,
+inline TiledWgradPlan tile_wgrad(int config_index, TiledMath math, bool vector,
                                  const ConvProblem& p) {
   const TiledWgradConfig& config = kTiledWgradConfigs[config_index];
-  const int bytes = tiled_wgrad_element_bytes(math);
+  const int bytes = tiled_element_bytes(math);
   const int elements = 16 / bytes;
   const int64_t rows = p.R * p.S * ceil_div(p.c_per_group(), elements) * elements;
   TiledWgradPlan plan{};
@@ -134,13 +132,13 @@ inline TiledWgradPlan tile_wgrad(int config_index, TiledWgradMath math, bool vec
 // an attainable rate or the bytes from L2, whichever takes longer.
 inline int64_t tiled_wgrad_cost(const TiledWgradPlan& plan) {
   const TiledWgradConfig& config = kTiledWgradConfigs[plan.config];
-  const int64_t per_cycle = plan.math == TiledWgradMath::k16Bit  ? 600
-                            : plan.math == TiledWgradMath::kTf32 ? 300
-                                                                 : 100;
+  const int64_t per_cycle = plan.math == TiledMath::kFma    ? 100
+                            : plan.math == TiledMath::kTf32 ? 300
+                                                            : 600;
   constexpr int64_t kBytesPerCycle = 24;
   const int64_t multiply = 1024 * config.groups * config.rows * config.cols / per_cycle;
   const int64_t bytes =
-      int64_t(config.groups) * (config.rows + config.cols) * tiled_wgrad_element_bytes(plan.math);
+      int64_t(config.groups) * (config.rows + config.cols) * tiled_element_bytes(plan.math);
   return plan.tiles() * std::max(multiply, 1024 * bytes / kBytesPerCycle);
 }
 
@@ -148,7 +146,7 @@ inline int64_t tiled_wgrad_cost(const TiledWgradPlan& plan) {
 // its blocks, what a block needs to start, and the partial sums written and read.
 inline void split_tiled_wgrad(TiledWgradPlan& plan, const ConvProblem& p, int sm_count) {
   const TiledWgradConfig& config = kTiledWgradConfigs[plan.config];
-  const int bytes = tiled_wgrad_element_bytes(plan.math);
+  const int bytes = tiled_element_bytes(plan.math);
   const int64_t chunk_bytes =
       int64_t(config.groups) * (config.rows + config.cols) * config.pixels(bytes) * bytes;
   const int64_t partial_bytes = 2 * 4 * int64_t(config.groups) * config.rows * config.cols;
@@ -173,7 +171,7 @@ inline void split_tiled_wgrad(TiledWgradPlan& plan, const ConvProblem& p, int sm
 }
 
 // The plan of one configuration.
-inline TiledWgradPlan plan_tiled_wgrad(int config_index, TiledWgradMath math, bool vector,
+inline TiledWgradPlan plan_tiled_wgrad(int config_index, TiledMath math, bool vector,
                                        const ConvProblem& p, int sm_count) {
   TiledWgradPlan plan = tile_wgrad(config_index, math, vector, p);
   split_tiled_wgrad(plan, p, sm_count);
@@ -181,8 +179,8 @@ inline TiledWgradPlan plan_tiled_wgrad(int config_index, TiledWgradMath math, bo
 }
 
 // The plan of the configuration that is expected to be fastest; x and dy are NHWC or NCHW.
-inline TiledWgradPlan plan_tiled_wgrad(TiledWgradMath math, bool channels_last,
-                                       const ConvProblem& p, int sm_count) {
+inline TiledWgradPlan plan_tiled_wgrad(TiledMath math, bool channels_last, const ConvProblem& p,
+                                       int sm_count) {
   const bool vector = channels_last && tiled_wgrad_takes_vectors(math, p);
   TiledWgradPlan best = tile_wgrad(0, math, vector, p);
   for (int i = 1; i < kTiledWgradConfigCount; ++i) {

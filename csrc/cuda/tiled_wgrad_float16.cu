@@ -2,6 +2,6 @@
 
 namespace grouped_conv::cuda {
 
-template int launch_tiled_wgrad_kernels<Float16>(const TiledWgradArgs&, void*);
+template int launch_tiled_wgrad_kernels<TiledMath::kFloat16>(const TiledWgradArgs&, void*);
 
 }  // namespace grouped_conv::cuda

@@ -12,13 +12,27 @@
 
 namespace grouped_conv::cuda {
 
-template <int kId, typename T, bool kIsVector>
+template <TiledMath kMath>
+struct TiledWgradElement {
+  using type = float;
+};
+template <>
+struct TiledWgradElement<TiledMath::kFloat16> {
+  using type = Float16;
+};
+template <>
+struct TiledWgradElement<TiledMath::kBFloat16> {
+  using type = BFloat16;
+};
+
+template <int kId, TiledMath kHow, bool kIsVector>
 struct TiledWgradTraits {
   static constexpr TiledWgradConfig kConfig = kTiledWgradConfigs[kId];
   static constexpr bool kVector = kIsVector;
-  using Element = T;
+  static constexpr TiledMath kMath = kHow;
+  using Element = typename TiledWgradElement<kHow>::type;
 
-  static constexpr int kElementBytes = int(sizeof(T));
+  static constexpr int kElementBytes = tiled_element_bytes(kHow);
   static constexpr int kSlotElements = 16 / kElementBytes;
   static constexpr int kThreads = kConfig.threads();
   static constexpr int kBlocksPerSm = kConfig.blocks_per_sm;
@@ -36,6 +50,7 @@ struct TiledWgradTraits {
   static constexpr int kDyPitch = kConfig.dy_pitch_bytes(kElementBytes);
   static constexpr int kXBytes = kPixels * kXPitch;
   static constexpr int kStageBytes = kConfig.stage_bytes(kElementBytes);
+  static constexpr int kTableOffset = kStages * kStageBytes;
 
   // Threads of a pixel, and the slots of each.
   static constexpr int kSlotStep = kThreads / kPixels;
@@ -125,62 +140,92 @@ struct TiledWgradRow {
   }
 };
 
+// Where a slot of a pixel is found: from the pixel's first tap in x, or from the pixel in dy, in
+// bytes, and in rows and columns of x. The first `live` elements exist.
+struct TiledWgradSource {
+  int offset, dh, dw, live;
+
+  static constexpr int kNever = 1 << 30;  // beyond any row of x
+
+  GC_DEVICE static TiledWgradSource load(uint32_t at) {
+    const device::Bytes16 v = device::load_shared_16(at);
+    return {int(v.word[0]), int(v.word[1]), int(v.word[2]), int(v.word[3])};
+  }
+  GC_DEVICE void store(uint32_t at, bool active) const {
+    device::store_shared_16(at, {{uint32_t(offset), uint32_t(dh), uint32_t(dw), uint32_t(live)}},
+                            active);
+  }
+};
+
+// Writes the sources of the block's slots, those of x and then those of dy, into shared memory:
+// they are the same for all pixels.
+template <class Traits>
+GC_DEVICE void tiled_wgrad_find_sources(const TiledWgradArgs& args, const TiledWgradTile& tile,
+                                        uint32_t table) {
+  for (int first = 0; first < Traits::kXSlots; first += Traits::kThreads) {
+    const int slot = first + device::thread_index();
+    const int in_block = slot / Traits::kXSlotsOfGroup;
+    const int group = tile.first_group + in_block;
+    const auto row =
+        TiledWgradRow::of_slot<Traits>(args, tile, group, slot - in_block * Traits::kXSlotsOfGroup);
+    TiledWgradSource source{0, TiledWgradSource::kNever, 0, 0};
+    if (row.live > 0) {
+      source.dh = row.r * args.dilation_h;
+      source.dw = row.s * args.dilation_w;
+      source.offset = source.dh * args.x_strides.row + source.dw * args.x_strides.column +
+                      (group * args.c_per_group + row.c) * args.x_strides.channel;
+      source.live = row.live;
+    }
+    source.store(table + 16 * slot, slot < Traits::kXSlots);
+  }
+  for (int first = 0; first < Traits::kDySlots; first += Traits::kThreads) {
+    const int slot = first + device::thread_index();
+    const int in_block = slot / Traits::kDySlotsOfGroup;
+    const int group = tile.first_group + in_block;
+    const int k = tile.col_tile * Traits::kCols +
+                  (slot - in_block * Traits::kDySlotsOfGroup) * Traits::kSlotElements;
+    TiledWgradSource source{};
+    if (group < args.G && k < args.k_per_group) {
+      source.offset = (group * args.k_per_group + k) * args.dy_strides.channel;
+      source.live = args.k_per_group - k;
+    }
+    source.store(table + 16 * (Traits::kXSlots + slot), slot < Traits::kDySlots);
+  }
+}
+
 template <class Traits>
 class TiledWgradLoader {
  public:
-  GC_DEVICE TiledWgradLoader(const TiledWgradArgs& args, const TiledWgradTile& tile) : args_(args) {
+  GC_DEVICE TiledWgradLoader(const TiledWgradArgs& args, const TiledWgradTile& tile, uint32_t table)
+      : args_(args) {
     // Lanes go along what is contiguous.
     const int thread = device::thread_index();
     const bool by_pixel = !Traits::kVector && args.planar;
     const int pixel = by_pixel ? thread % Traits::kPixels : thread / Traits::kSlotStep;
-    const int slot = by_pixel ? thread / Traits::kPixels : thread % Traits::kSlotStep;
-    x_target_ = uint32_t(pixel * Traits::kXPitch + 16 * slot);
-    dy_target_ = uint32_t(Traits::kXBytes + pixel * Traits::kDyPitch + 16 * slot);
-    x_slots_left_ = Traits::kXSlots - slot;
+    first_slot_ = by_pixel ? thread / Traits::kPixels : thread % Traits::kSlotStep;
+    sources_ = table + 16 * first_slot_;
+    x_target_ = uint32_t(pixel * Traits::kXPitch + 16 * first_slot_);
+    dy_target_ = uint32_t(Traits::kXBytes + pixel * Traits::kDyPitch + 16 * first_slot_);
     pixel_ = TiledWgradPixel::first(args, int64_t(tile.first_chunk) * Traits::kPixels + pixel);
     chunks_left_ = tile.chunks;
-    GC_UNROLL
-    for (int i = 0; i < Traits::kXSlotsOfThread; ++i) {
-      const int of_block = slot + i * Traits::kSlotStep;
-      const int in_block = of_block / Traits::kXSlotsOfGroup;
-      const int group = tile.first_group + in_block;
-      const auto row = TiledWgradRow::of_slot<Traits>(args, tile, group,
-                                                      of_block - in_block * Traits::kXSlotsOfGroup);
-      const bool used = row.live > 0 && of_block < Traits::kXSlots;
-      const int dw = row.s * args.dilation_w;
-      dh_[i] = used ? row.r * args.dilation_h : kNever;
-      dw_live_[i] = dw * 16 + (row.live < Traits::kSlotElements ? row.live : Traits::kSlotElements);
-      x_offset_[i] = used ? dh_[i] * args.x_strides.row + dw * args.x_strides.column +
-                                (group * args.c_per_group + row.c) * args.x_strides.channel
-                          : 0;
-    }
-    GC_UNROLL
-    for (int i = 0; i < Traits::kDySlotsOfThread; ++i) {
-      const int of_block = slot + i * Traits::kSlotStep;
-      const int in_block = of_block / Traits::kDySlotsOfGroup;
-      const int group = tile.first_group + in_block;
-      const int k = tile.col_tile * Traits::kCols +
-                    (of_block - in_block * Traits::kDySlotsOfGroup) * Traits::kSlotElements;
-      const bool used = group < args.G && k < args.k_per_group;
-      dy_live_[i] = used ? args.k_per_group - k : 0;
-      dy_offset_[i] = used ? (group * args.k_per_group + k) * args.dy_strides.channel : 0;
-    }
   }
 
   // Starts the copies of the next stage.
   GC_DEVICE void copy(uint32_t stage) {
     static_assert(Traits::kVector);
     if (chunks_left_ > 0) {
-      const Sources from(*this);
+      const Place place(args_, pixel_);
       GC_UNROLL
       for (int i = 0; i < Traits::kXSlotsOfThread; ++i) {
-        device::cp_async_16(stage + x_target(i), from.x + x_offset_[i], from.meets(*this, i),
-                            is_x_slot(i));
+        const TiledWgradSource source = x_source(i);
+        device::cp_async_16_cached(stage + x_target(i), place.x + source.offset,
+                                   place.meets(args_, source), is_x_slot(i));
       }
       GC_UNROLL
       for (int i = 0; i < Traits::kDySlotsOfThread; ++i) {
-        device::cp_async_16(stage + dy_target(i), from.dy + dy_offset_[i],
-                            from.exists && dy_live_[i] > 0);
+        const TiledWgradSource source = dy_source(i);
+        device::cp_async_16(stage + dy_target(i), place.dy + source.offset,
+                            place.exists && source.live > 0);
       }
       advance();
       --chunks_left_;
@@ -199,19 +244,21 @@ class TiledWgradLoader {
   GC_DEVICE void fetch(Slots<kParts>& slots, int part, bool active = true) const {
     static_assert(!Traits::kVector);
     using Share = Slots<kParts>;
-    const Sources from(*this);
+    const Place place(args_, pixel_);
     GC_UNROLL
     for (int i = part * Share::kX; i < limit((part + 1) * Share::kX, Traits::kXSlotsOfThread);
          ++i) {
-      const int live = active && from.meets(*this, i) ? dw_live_[i] & 15 : 0;
-      slots.x[i - part * Share::kX] = gather(from.x + x_offset_[i], args_.x_strides.channel, live);
+      const TiledWgradSource source = x_source(i);
+      slots.x[i - part * Share::kX] =
+          gather(place.x + source.offset, args_.x_strides.channel,
+                 active && is_x_slot(i) && place.meets(args_, source) ? source.live : 0);
     }
     GC_UNROLL
     for (int i = part * Share::kDy; i < limit((part + 1) * Share::kDy, Traits::kDySlotsOfThread);
          ++i) {
-      const int live = active && from.exists ? dy_live_[i] : 0;
-      slots.dy[i - part * Share::kDy] =
-          gather(from.dy + dy_offset_[i], args_.dy_strides.channel, live);
+      const TiledWgradSource source = dy_source(i);
+      slots.dy[i - part * Share::kDy] = gather(place.dy + source.offset, args_.dy_strides.channel,
+                                               active && place.exists ? source.live : 0);
     }
   }
   template <int kParts>
@@ -243,18 +290,14 @@ class TiledWgradLoader {
   }
 
  private:
-  static constexpr int kNever = 1 << 30;
-
   // Where the thread's pixel is in dy, and its first tap in x.
-  struct Sources {
+  struct Place {
     bool exists;
     int h, w;
     const unsigned char* x;
     const unsigned char* dy;
 
-    GC_DEVICE explicit Sources(const TiledWgradLoader& loader) {
-      const TiledWgradArgs& args = loader.args_;
-      const TiledWgradPixel& at = loader.pixel_;
+    GC_DEVICE Place(const TiledWgradArgs& args, const TiledWgradPixel& at) {
       exists = at.n < args.N;
       h = at.p * args.stride_h - args.pad_h;
       w = at.q * args.stride_w - args.pad_w;
@@ -262,18 +305,25 @@ class TiledWgradLoader {
       x = args.x + at.n * of_x.image + (int64_t(h) * of_x.row + int64_t(w) * of_x.column);
       dy = args.dy + at.n * of_dy.image + (at.p * of_dy.row + at.q * of_dy.column);
     }
-    GC_DEVICE bool meets(const TiledWgradLoader& loader, int i) const {
-      return exists && uint32_t(h + loader.dh_[i]) < uint32_t(loader.args_.H) &&
-             uint32_t(w + (loader.dw_live_[i] >> 4)) < uint32_t(loader.args_.W);
+    GC_DEVICE bool meets(const TiledWgradArgs& args, const TiledWgradSource& source) const {
+      return exists && uint32_t(h + source.dh) < uint32_t(args.H) &&
+             uint32_t(w + source.dw) < uint32_t(args.W);
     }
   };
 
+  // Of the thread's i-th slot; beyond the last one of x, something.
+  GC_DEVICE TiledWgradSource x_source(int i) const {
+    return TiledWgradSource::load(sources_ + 16 * i * Traits::kSlotStep);
+  }
+  GC_DEVICE TiledWgradSource dy_source(int i) const {
+    return TiledWgradSource::load(sources_ + 16 * (Traits::kXSlots + i * Traits::kSlotStep));
+  }
   GC_DEVICE static constexpr int limit(int a, int b) { return a < b ? a : b; }
   GC_DEVICE uint32_t x_target(int i) const { return x_target_ + 16 * i * Traits::kSlotStep; }
   GC_DEVICE uint32_t dy_target(int i) const { return dy_target_ + 16 * i * Traits::kSlotStep; }
   GC_DEVICE bool is_x_slot(int i) const {
     if constexpr (Traits::kXSlots % Traits::kSlotStep == 0) return true;
-    return i * Traits::kSlotStep < x_slots_left_;
+    return first_slot_ + i * Traits::kSlotStep < Traits::kXSlots;
   }
 
   // The first `live` elements of a slot.
@@ -296,14 +346,8 @@ class TiledWgradLoader {
   const TiledWgradArgs& args_;
   TiledWgradPixel pixel_;
   int chunks_left_;
-  // The thread's slots.
-  uint32_t x_target_, dy_target_;
-  int x_slots_left_;
-  // Of a slot of x its offset from the pixel's first tap, and its tap's distance from that one,
-  // with how many of its elements there are.
-  int x_offset_[Traits::kXSlotsOfThread];
-  int dh_[Traits::kXSlotsOfThread], dw_live_[Traits::kXSlotsOfThread];
-  int dy_offset_[Traits::kDySlotsOfThread], dy_live_[Traits::kDySlotsOfThread];
+  int first_slot_;
+  uint32_t sources_, x_target_, dy_target_;
 };
 
 }  // namespace grouped_conv::cuda

@@ -45,7 +45,7 @@ inline TiledWgradStrides tiled_wgrad_strides(bool planar, int bytes, int64_t cha
 inline TiledWgradArgs make_tiled_wgrad_args(const ConvProblem& p, const TiledWgradPlan& plan,
                                             const void* x, const void* dy, void* partials, void* dw,
                                             bool planar, bool channels_last) {
-  const int bytes = tiled_wgrad_element_bytes(plan.math);
+  const int bytes = tiled_element_bytes(plan.math);
   const int pixels = kTiledWgradConfigs[plan.config].pixels(bytes);
   TiledWgradArgs args{};
   args.x = static_cast<const unsigned char*>(x);
@@ -83,7 +83,7 @@ inline TiledWgradArgs make_tiled_wgrad_args(const ConvProblem& p, const TiledWgr
 inline WgradLaunch tiled_wgrad_launch(const TiledWgradPlan& plan) {
   const TiledWgradConfig& config = kTiledWgradConfigs[plan.config];
   return {plan.blocks(), config.threads(),
-          config.shared_bytes(tiled_wgrad_element_bytes(plan.math), plan.vector)};
+          config.shared_bytes(tiled_element_bytes(plan.math), plan.vector)};
 }
 
 inline int tiled_wgrad_elements(const TiledWgradArgs& args) {
@@ -97,12 +97,10 @@ inline WgradLaunch tiled_wgrad_reduce_launch(const TiledWgradArgs& args) {
 
 // Enqueues both kernels on a cudaStream_t; the result is a cudaError_t. The problem is one that
 // tiled_wgrad_supports, the workspace has plan.workspace_bytes(problem).
-int launch_tiled_wgrad(const ConvProblem& problem, DType dtype, const TiledWgradPlan& plan,
-                       const void* x, const void* dy, void* workspace, void* dw, bool planar,
-                       bool channels_last, void* stream);
+int launch_tiled_wgrad(const TiledWgradArgs& args, void* stream);
 
-// The same for one element type (tiled_wgrad_launch.cuh, instantiated in a .cu file for each).
-template <typename T>
+// The same for one way to compute (tiled_wgrad_launch.cuh, instantiated in a .cu file for each).
+template <TiledMath kMath>
 int launch_tiled_wgrad_kernels(const TiledWgradArgs& args, void* stream);
 
 }  // namespace grouped_conv::cuda

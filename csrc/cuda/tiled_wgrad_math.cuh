@@ -7,6 +7,8 @@
 // meet.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/device/device.h"
 #include "cuda/tiled_wgrad_io.cuh"
 
@@ -210,17 +212,161 @@ struct TiledWgradLeaf16 {
   }
 };
 
+// Eight pixels in tf32.
 template <class Traits>
-struct TiledWgradSumsOf;
-template <int kId, bool kVector>
-struct TiledWgradSumsOf<TiledWgradTraits<kId, Float16, kVector>> {
-  using Traits = TiledWgradTraits<kId, Float16, kVector>;
-  using type = TiledWgradMma<Traits, TiledWgradLeaf16<Traits>>;
+struct TiledWgradLeafTf32 {
+  static constexpr int kStep = 8;
+  static constexpr int kTilesN = Traits::kWarpCols / 8;
+
+  GC_DEVICE static uint32_t x_offset() {
+    const int lane = device::lane_index();
+    return uint32_t(lane % 4 * Traits::kXPitch + lane / 4 * 4);
+  }
+  GC_DEVICE static uint32_t dy_offset() {
+    const int lane = device::lane_index();
+    return uint32_t(lane % 4 * Traits::kDyPitch + lane / 4 * 4);
+  }
+  GC_DEVICE static void load_x(uint32_t (&a)[4], uint32_t at) {
+    GC_UNROLL
+    for (int i = 0; i < 4; ++i) a[i] = load(at + i / 2 * 4 * Traits::kXPitch + i % 2 * 32);
+  }
+  GC_DEVICE static void load_dy(uint32_t (&b)[kTilesN][2], uint32_t at) {
+    GC_UNROLL
+    for (int n = 0; n < kTilesN; ++n) {
+      b[n][0] = load(at + 32 * n);
+      b[n][1] = load(at + 32 * n + 4 * Traits::kDyPitch);
+    }
+  }
+  GC_DEVICE static void mma(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    device::mma_m16n8k8_tf32(sums, a, b);
+  }
+  // Ones where the lane's pixel of either half of k meets.
+  GC_DEVICE static uint32_t mask(const TiledWgradMeeting<Traits>& meeting, const TiledWgradRow& row,
+                                 int pixel, int half) {
+    return meeting(row, pixel + 4 * half + device::lane_index() % 4) ? 0xffffffffu : 0;
+  }
+
+ private:
+  GC_DEVICE static uint32_t load(uint32_t at) {
+    return device::to_tf32(device::float_of(device::load_shared_4(at)));
+  }
 };
-template <int kId, bool kVector>
-struct TiledWgradSumsOf<TiledWgradTraits<kId, BFloat16, kVector>> {
-  using Traits = TiledWgradTraits<kId, BFloat16, kVector>;
-  using type = TiledWgradMma<Traits, TiledWgradLeaf16<Traits>>;
+
+// The sums of a warp in float32: of a lane 12 rows, in three slots, by kWarpCols / 8 columns. Those
+// of a stage are summed by themselves first, so that sums of many pixels stay exact for longer.
+template <class Traits>
+class TiledWgradFma {
+  static constexpr int kSlots = kTiledWgradWarpRows / 16;  // of four rows; four lanes side by side
+  static constexpr int kCols = Traits::kWarpCols / 8;
+  static constexpr int kStep = 8;
+
+ public:
+  static constexpr int kSteps = Traits::kPixels / kStep;
+
+  GC_DEVICE TiledWgradFma()
+      : x_offset_(warp_.x_offset() + device::lane_index() / 8 * 16),
+        dy_offset_(warp_.dy_offset() + device::lane_index() % 8 * kCols * 4) {}
+
+  // One of the steps of a stage.
+  GC_DEVICE void multiply(uint32_t stage, int step) {
+    constexpr bool kMeet[kSlots] = {true, true, true};
+    GC_NO_UNROLL
+    for (int i = 0; i < kStep; ++i) multiply_pixel(stage, kStep * step + i, kMeet);
+    if (step + 1 == kSteps) finish_stage();
+  }
+
+  // As all steps of multiply, but without the products that do not exist; the sums get the same
+  // bits where no Inf or NaN meets padding.
+  GC_DEVICE void multiply_masked(uint32_t stage, const TiledWgradMeeting<Traits>& meeting) {
+    GC_NO_UNROLL
+    for (int pixel = 0; pixel < Traits::kPixels; ++pixel) {
+      bool meets[kSlots];
+      GC_UNROLL
+      for (int slot = 0; slot < kSlots; ++slot) {
+        meets[slot] = meeting(meeting.row(warp_, device::lane_index() / 8 + 4 * slot), pixel);
+      }
+      multiply_pixel(stage, pixel, meets);
+    }
+    finish_stage();
+  }
+
+  GC_DEVICE void clear() {
+    GC_UNROLL
+    for (int i = 0; i < kSlots * 4 * kCols; ++i) sums_[i / kCols][i % kCols] = 0;
+  }
+
+  GC_DEVICE bool has_nan() const {
+    bool found = false;
+    GC_UNROLL
+    for (int i = 0; i < kSlots * 4 * kCols; ++i) {
+      const float sum = sums_[i / kCols][i % kCols];
+      found |= sum != sum;
+    }
+    return found;
+  }
+
+  // See TiledWgradMma.
+  GC_DEVICE void put_sums(uint32_t shared) const {
+    const int lane = device::lane_index();
+    const uint32_t first = shared + Traits::sum_offset(warp_.group, warp_.row + lane / 8 * 4,
+                                                       warp_.col + lane % 8 * kCols);
+    GC_UNROLL
+    for (int i = 0; i < kSlots * kCols; ++i) {
+      const int slot = i / kCols, col = i % kCols;
+      device::Bytes16 rows;
+      GC_UNROLL
+      for (int e = 0; e < 4; ++e) rows.word[e] = device::bits_of(sums_[4 * slot + e][col]);
+      device::store_shared_16(first + Traits::sum_offset(0, 16 * slot, col), rows);
+    }
+  }
+
+ private:
+  static_assert(kCols == 1 || kCols == 4);
+  static_assert(kSlots == 3);
+
+  GC_DEVICE void multiply_pixel(uint32_t stage, int pixel, const bool (&meets)[kSlots]) {
+    const uint32_t dy_at = stage + dy_offset_ + pixel * Traits::kDyPitch;
+    float dy[kCols];
+    if constexpr (kCols == 1) {
+      dy[0] = device::float_of(device::load_shared_4(dy_at));
+    } else {
+      const device::Bytes16 values = device::load_shared_16(dy_at);
+      GC_UNROLL
+      for (int col = 0; col < kCols; ++col) dy[col] = device::float_of(values.word[col]);
+    }
+    GC_UNROLL
+    for (int slot = 0; slot < kSlots; ++slot) {
+      const uint32_t at = stage + x_offset_ + pixel * Traits::kXPitch + 64 * slot;
+      const device::Bytes16 x = device::load_shared_16(at);
+      GC_UNROLL
+      for (int i = 0; i < 4 * kCols; ++i) {
+        float& sum = of_stage_[4 * slot + i / kCols][i % kCols];
+        const float more =
+            device::multiply_add(device::float_of(x.word[i / kCols]), dy[i % kCols], sum);
+        sum = meets[slot] ? more : sum;
+      }
+    }
+  }
+
+  GC_DEVICE void finish_stage() {
+    GC_UNROLL
+    for (int i = 0; i < kSlots * 4 * kCols; ++i) {
+      sums_[i / kCols][i % kCols] += of_stage_[i / kCols][i % kCols];
+      of_stage_[i / kCols][i % kCols] = 0;
+    }
+  }
+
+  const TiledWgradWarp<Traits> warp_;
+  const uint32_t x_offset_, dy_offset_;
+  float sums_[4 * kSlots][kCols] = {};
+  float of_stage_[4 * kSlots][kCols] = {};
 };
+
+template <class Traits>
+using TiledWgradSums =
+    std::conditional_t<Traits::kMath == TiledMath::kFma, TiledWgradFma<Traits>,
+                       TiledWgradMma<Traits, std::conditional_t<Traits::kMath == TiledMath::kTf32,
+                                                                TiledWgradLeafTf32<Traits>,
+                                                                TiledWgradLeaf16<Traits>>>>;
 
 }  // namespace grouped_conv::cuda

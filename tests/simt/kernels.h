@@ -29,12 +29,13 @@ struct EmulatedKernel {
   // Whether it takes the epilogue and the statistics of its arguments.
   bool takes_epilogue = false;
   bool takes_statistics = false;
+  bool takes_residual = false;
 };
 
 std::vector<EmulatedKernel> conv_kernels();  // fprop and dgrad
 std::vector<EmulatedKernel> nchw_kernels();
 std::vector<EmulatedKernel> wgrad_kernels();
-std::vector<EmulatedKernel> tiled_wgrad_kernels();
+std::vector<EmulatedKernel> tiled_kernels();
 
 // fprop by a configuration of the row-streaming kernels, with the epilogue or the statistics of the
 // arguments.

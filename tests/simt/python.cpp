@@ -19,7 +19,7 @@ namespace {
 const std::vector<EmulatedKernel>& kernels() {
   static const std::vector<EmulatedKernel> all = [] {
     std::vector<EmulatedKernel> list = conv_kernels();
-    for (std::vector<EmulatedKernel> more : {wgrad_kernels(), nchw_kernels(), tiled_wgrad_kernels()}) {
+    for (std::vector<EmulatedKernel> more : {wgrad_kernels(), nchw_kernels(), tiled_kernels()}) {
       std::move(more.begin(), more.end(), std::back_inserter(list));
     }
     return list;
@@ -58,10 +58,11 @@ class Session {
         w_("w", bytes(p_.K * p_.c_per_group() * p_.R * p_.S), use(Pass::kWgrad)),
         y_("y", bytes(p_.N * p_.P * p_.Q * p_.K), use(Pass::kFprop)),
         bias_("bias", bytes(p_.K), simt::Buffer::Use::kInput),
-        scale_("scale", 2 * bytes(p_.K), simt::Buffer::Use::kInput),
-        shift_("shift", 2 * bytes(p_.K), simt::Buffer::Use::kInput),
-        sum_("sum", 2 * bytes(p_.K), simt::Buffer::Use::kOutput),
-        squares_("squares", 2 * bytes(p_.K), simt::Buffer::Use::kOutput) {
+        residual_("residual", kernel.takes_residual ? y_.bytes() : 0, simt::Buffer::Use::kInput),
+        scale_("scale", sizeof(float) * p_.K, simt::Buffer::Use::kInput),
+        shift_("shift", sizeof(float) * p_.K, simt::Buffer::Use::kInput),
+        sum_("sum", sizeof(float) * p_.K, simt::Buffer::Use::kOutput),
+        squares_("squares", sizeof(float) * p_.K, simt::Buffer::Use::kOutput) {
     const std::string why = kernel.refusal(p_);
     if (!why.empty()) throw std::invalid_argument(why);
     workspace_.emplace("workspace", size_t(kernel.workspace_bytes(p_, sm_count)),
@@ -82,6 +83,7 @@ class Session {
       args.epilogue.scale = scale_.device<void>();
       args.epilogue.shift = shift_.device<void>();
     }
+    if (residual_added) args.epilogue.residual = residual_.device<void>();
     if (statistics) args.statistics = {sum_.device<void>(), squares_.device<void>()};
     return kernel_.launch(args, workspace_->device<void>(), sm_count_, options);
   }
@@ -89,6 +91,7 @@ class Session {
   // What fprop shall do beside the convolution.
   bool affine = false;
   bool relu = false;
+  bool residual_added = false;
   bool statistics = false;
 
   bool complete() const {
@@ -100,13 +103,16 @@ class Session {
   simt::Buffer& w() { return w_; }
   simt::Buffer& y() { return y_; }
   simt::Buffer& bias() { return bias_; }
+  simt::Buffer& residual() { return residual_; }
   simt::Buffer& scale() { return scale_; }
   simt::Buffer& shift() { return shift_; }
   simt::Buffer& sum() { return sum_; }
   simt::Buffer& squares() { return squares_; }
 
  private:
-  static size_t bytes(int64_t elements) { return size_t(elements) * sizeof(uint16_t); }
+  size_t bytes(int64_t elements) const {
+    return size_t(elements) * (kernel_.dtype == DType::kFloat32 ? 4 : 2);
+  }
   simt::Buffer::Use use(Pass written_by) const {
     return kernel_.pass == written_by ? simt::Buffer::Use::kOutput : simt::Buffer::Use::kInput;
   }
@@ -115,12 +121,12 @@ class Session {
   ConvProblem p_;
   bool bias_given_, channels_last_;
   int sm_count_;
-  simt::Buffer x_, w_, y_, bias_, scale_, shift_, sum_, squares_;
+  simt::Buffer x_, w_, y_, bias_, residual_, scale_, shift_, sum_, squares_;
   std::optional<simt::Buffer> workspace_;
 };
 
 // A buffer's memory itself, which lives as long as the session.
-template <simt::Buffer& (Session::*buffer)(), typename T = uint16_t>
+template <simt::Buffer& (Session::*buffer)(), typename T = uint8_t>
 py::array_t<T> view(const py::object& session) {
   simt::Buffer& memory = (session.cast<Session&>().*buffer)();
   return py::array_t<T>(py::ssize_t(memory.bytes() / sizeof(T)), memory.host<T>(), session);
@@ -186,12 +192,15 @@ PYBIND11_MODULE(_simt, m) {
       .def_property_readonly("w", &view<&Session::w>)
       .def_property_readonly("y", &view<&Session::y>)
       .def_property_readonly("bias", &view<&Session::bias>)
+      .def_property_readonly("residual", &view<&Session::residual>)
       .def_property_readonly("scale", &view<&Session::scale, float>)
       .def_property_readonly("shift", &view<&Session::shift, float>)
       .def_property_readonly("sum", &view<&Session::sum, float>)
       .def_property_readonly("squares", &view<&Session::squares, float>)
       .def_readwrite("affine", &Session::affine, "fprop: whether scale and shift are applied.")
       .def_readwrite("relu", &Session::relu)
+      .def_readwrite("residual_added", &Session::residual_added,
+                     "fprop: whether the residual is added.")
       .def_readwrite("statistics", &Session::statistics,
                      "fprop: whether sum and squares are written.")
       .def_property_readonly("complete", &Session::complete,
@@ -217,7 +226,9 @@ PYBIND11_MODULE(_simt, m) {
       .def_property_readonly("pass_name", [](const EmulatedKernel& k) { return name(k.pass); })
       .def_property_readonly("dtype",
                              [](const EmulatedKernel& k) {
-                               return k.dtype == DType::kFloat16 ? "float16" : "bfloat16";
+                               return k.dtype == DType::kFloat32   ? "float32"
+                                      : k.dtype == DType::kFloat16 ? "float16"
+                                                                   : "bfloat16";
                              })
       .def_readonly("takes_epilogue", &EmulatedKernel::takes_epilogue)
       .def_readonly("takes_statistics", &EmulatedKernel::takes_statistics)
@@ -233,10 +244,10 @@ PYBIND11_MODULE(_simt, m) {
           },
           py::arg("extents"), py::kw_only(), py::arg("bias") = false,
           py::arg("channels_last") = false, py::arg("sm_count") = 132, py::keep_alive<0, 1>(),
-          "A problem, extents as of ConvProblem::make, with zeros in its tensors. Their elements "
-          "are uint16, in the order of the memory: x and y NHWC, or NCHW of a planar kernel; w "
-          "KCRS "
-          "or, if channels_last, KRSC.");
+          "A problem, extents as of ConvProblem::make, with zeros in its tensors. They are bytes, "
+          "in the "
+          "order of the memory: x, y and residual NHWC, or NCHW of a planar kernel; w KCRS or, if "
+          "channels_last, KRSC.");
 
   m.def("kernels", &kernels, py::return_value_policy::reference,
         "All configurations, for each element type.");

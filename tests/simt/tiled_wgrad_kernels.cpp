@@ -9,27 +9,26 @@
 namespace grouped_conv::cuda {
 namespace {
 
-template <typename T>
-constexpr TiledWgradMath kMath = TiledWgradMath::k16Bit;
-
-template <int kId, typename T, bool kVector, bool kPlanar>
+template <int kId, TiledMath kMath, bool kVector, bool kPlanar>
 EmulatedKernel emulated(DType dtype) {
+  using Element = typename TiledWgradElement<kMath>::type;
   EmulatedKernel kernel;
-  kernel.name = std::string(kTiledWgradConfigs[kId].name) + (kVector ? "_vector" : "_gather");
+  kernel.name = std::string(kTiledWgradConfigs[kId].name) + (kVector ? "_vector" : "_gather") +
+                (kMath == TiledMath::kTf32 ? "_tf32" : "");
   kernel.pass = Pass::kWgrad;
   kernel.dtype = dtype;
   kernel.planar = kPlanar;
   kernel.refusal = [](const ConvProblem& p) -> std::string {
-    if (!tiled_wgrad_supports(kMath<T>, p)) return "tiled_wgrad_supports() says no";
-    return kVector && !tiled_wgrad_takes_vectors(kMath<T>, p) ? "its slots are no vectors" : "";
+    if (!tiled_wgrad_supports(kMath, p)) return "tiled_wgrad_supports() says no";
+    return kVector && !tiled_wgrad_takes_vectors(kMath, p) ? "its slots are no vectors" : "";
   };
   kernel.workspace_bytes = [](const ConvProblem& p, int sm_count) {
-    return plan_tiled_wgrad(kId, kMath<T>, kVector, p, sm_count).workspace_bytes(p);
+    return plan_tiled_wgrad(kId, kMath, kVector, p, sm_count).workspace_bytes(p);
   };
   kernel.launch = [](const PassArgs& pass, void* workspace, int sm_count,
                      const simt::Options& options) {
     const ConvProblem& p = pass.problem;
-    const TiledWgradPlan plan = plan_tiled_wgrad(kId, kMath<T>, kVector, p, sm_count);
+    const TiledWgradPlan plan = plan_tiled_wgrad(kId, kMath, kVector, p, sm_count);
     const bool channels_last = pass.w.strides[1] == 1;
     const TiledWgradArgs args = make_tiled_wgrad_args(p, plan, pass.x.data, pass.y.data, workspace,
                                                       pass.w.data, kPlanar, channels_last);
@@ -38,17 +37,17 @@ EmulatedKernel emulated(DType dtype) {
                           [&] { function(args); });
     };
     return std::vector<simt::Report>{
-        run(tiled_wgrad_launch(plan), tiled_wgrad_kernel<kId, T, kVector>),
-        run(tiled_wgrad_reduce_launch(args), tiled_wgrad_reduce_kernel<T>)};
+        run(tiled_wgrad_launch(plan), tiled_wgrad_kernel<kId, kMath, kVector>),
+        run(tiled_wgrad_reduce_launch(args), tiled_wgrad_reduce_kernel<Element>)};
   };
   return kernel;
 }
 
-template <typename T, int... kId>
+template <TiledMath kMath, int... kId>
 void append(std::vector<EmulatedKernel>& list, DType dtype, std::integer_sequence<int, kId...>) {
   (list.insert(list.end(),
-               {emulated<kId, T, true, false>(dtype), emulated<kId, T, false, false>(dtype),
-                emulated<kId, T, false, true>(dtype)}),
+               {emulated<kId, kMath, true, false>(dtype), emulated<kId, kMath, false, false>(dtype),
+                emulated<kId, kMath, false, true>(dtype)}),
    ...);
 }
 
@@ -57,8 +56,10 @@ void append(std::vector<EmulatedKernel>& list, DType dtype, std::integer_sequenc
 std::vector<EmulatedKernel> tiled_wgrad_kernels() {
   constexpr std::make_integer_sequence<int, kTiledWgradConfigCount> kIds;
   std::vector<EmulatedKernel> list;
-  append<Float16>(list, DType::kFloat16, kIds);
-  append<BFloat16>(list, DType::kBFloat16, kIds);
+  append<TiledMath::kFloat16>(list, DType::kFloat16, kIds);
+  append<TiledMath::kBFloat16>(list, DType::kBFloat16, kIds);
+  append<TiledMath::kTf32>(list, DType::kFloat32, kIds);
+  append<TiledMath::kFma>(list, DType::kFloat32, kIds);
   return list;
 }
 
