@@ -122,20 +122,69 @@ std::vector<py::dict> nchw_kernels() {
   return kernels;
 }
 
+std::vector<py::dict> tiled_kernels() {
+  std::vector<py::dict> kernels;
+  for (const cuda::TiledConfig& config : cuda::kTiledConfigs) {
+    py::dict kernel;
+    kernel["name"] = config.name;
+    kernel["passes"] = std::vector<std::string>{"dgrad", "fprop"};
+    kernel["channels"] = config.channels;
+    kernel["groups"] = config.groups;
+    kernel["threads"] = cuda::kTiledThreads;
+    kernel["shared_bytes"] = std::max(config.shared_bytes(false), config.shared_bytes(true));
+    kernel["blocks_per_sm"] = config.blocks_per_sm;
+    kernel["blocks_of_fma"] = config.blocks_of_fma;
+    kernels.push_back(kernel);
+  }
+  return kernels;
+}
+
 cuda::Layout layout_of(bool channels_last) {
   return channels_last ? cuda::Layout::kChannelsLast : cuda::Layout::kPlanar;
 }
 
+const std::map<std::string, cuda::DType> kCudaDtypes = {{"float32", cuda::DType::kFloat32},
+                                                        {"bfloat16", cuda::DType::kBFloat16},
+                                                        {"float16", cuda::DType::kFloat16},
+                                                        {"float64", cuda::DType::kFloat64}};
+
 std::optional<std::string> rowstream_refusal(const std::string& pass,
                                              const std::vector<int64_t>& extents,
                                              const std::string& dtype, bool channels_last) {
-  const std::map<std::string, cuda::DType> dtypes = {{"float32", cuda::DType::kFloat32},
-                                                     {"bfloat16", cuda::DType::kBFloat16},
-                                                     {"float16", cuda::DType::kFloat16},
-                                                     {"float64", cuda::DType::kFloat64}};
   const char* reason = cuda::rowstream_refusal(kPasses.at(pass), problem_of(extents),
-                                               dtypes.at(dtype), layout_of(channels_last));
+                                               kCudaDtypes.at(dtype), layout_of(channels_last));
   return reason != nullptr ? std::optional<std::string>(reason) : std::nullopt;
+}
+
+std::optional<std::string> tiled_refusal(const std::string& pass,
+                                         const std::vector<int64_t>& extents,
+                                         const std::string& dtype) {
+  const char* reason =
+      cuda::tiled_refusal(kPasses.at(pass), problem_of(extents), kCudaDtypes.at(dtype));
+  return reason != nullptr ? std::optional<std::string>(reason) : std::nullopt;
+}
+
+py::dict as_dict(const cuda::FastPlan& plan) {
+  py::dict dict;
+  dict["name"] = plan.name;
+  dict["blocks"] = plan.blocks;
+  dict["threads"] = plan.threads;
+  dict["shared_bytes"] = plan.shared_bytes;
+  dict["workspace_bytes"] = plan.workspace_bytes;
+  return dict;
+}
+
+py::dict plan_tiled(const std::string& pass, const std::vector<int64_t>& extents, int sm_count,
+                    const std::string& dtype, bool channels_last, bool allow_tf32) {
+  const ConvProblem problem = problem_of(extents);
+  const cuda::DType type = kCudaDtypes.at(dtype);
+  if (cuda::tiled_refusal(kPasses.at(pass), problem, type) != nullptr) {
+    throw std::invalid_argument("the tiled kernels do not take this problem");
+  }
+  if (sm_count < 1) throw std::invalid_argument("expected a positive number of multiprocessors");
+  return as_dict(cuda::plan_fast_tiled(kPasses.at(pass), problem,
+                                       cuda::tiled_math(type, allow_tf32), {sm_count},
+                                       layout_of(channels_last)));
 }
 
 py::dict plan_fast(const std::string& pass, const std::vector<int64_t>& extents, int sm_count,
@@ -147,14 +196,7 @@ py::dict plan_fast(const std::string& pass, const std::vector<int64_t>& extents,
     throw std::invalid_argument("the row-streaming kernels do not take this problem");
   }
   if (sm_count < 1) throw std::invalid_argument("expected a positive number of multiprocessors");
-  const cuda::FastPlan plan = cuda::plan_fast(kPasses.at(pass), problem, {sm_count}, layout);
-  py::dict dict;
-  dict["name"] = plan.name;
-  dict["blocks"] = plan.blocks;
-  dict["threads"] = plan.threads;
-  dict["shared_bytes"] = plan.shared_bytes;
-  dict["workspace_bytes"] = plan.workspace_bytes;
-  return dict;
+  return as_dict(cuda::plan_fast(kPasses.at(pass), problem, {sm_count}, layout));
 }
 
 }  // namespace
@@ -188,6 +230,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan_fast", &grouped_conv::plan_fast, py::arg("which"), py::arg("extents"),
         py::arg("sm_count"), py::arg("channels_last") = true,
         "Kernel, grid and workspace of a pass that rowstream_refusal does not refuse.");
+  m.def("tiled_kernels", &grouped_conv::tiled_kernels,
+        "Configurations of the tiled CUDA kernels: the channels of a group and the groups of a "
+        "block; shared_bytes are the most that a block needs.");
+  m.def("tiled_refusal", &grouped_conv::tiled_refusal, py::arg("which"), py::arg("extents"),
+        py::arg("dtype"),
+        "Why the tiled CUDA kernels do not take a pass of a problem, in either layout; or None.");
+  m.def("plan_tiled", &grouped_conv::plan_tiled, py::arg("which"), py::arg("extents"),
+        py::arg("sm_count"), py::arg("dtype"), py::arg("channels_last") = true,
+        py::arg("allow_tf32") = false,
+        "Kernel, grid and workspace of a pass that tiled_refusal does not refuse.");
   m.def("output_extent", &grouped_conv::ConvProblem::output_extent, py::arg("size"),
         py::arg("kernel"), py::arg("padding"), py::arg("stride"), py::arg("dilation"),
         "Output extent of one spatial dimension, zero or less where the dilated kernel does not "

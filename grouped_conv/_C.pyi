@@ -18,6 +18,16 @@ class CudaKernel(TypedDict):
     shared_bytes: int
     blocks_per_sm: int
 
+class TiledKernel(TypedDict):
+    name: str
+    passes: list[str]
+    channels: int
+    groups: int
+    threads: int
+    shared_bytes: int
+    blocks_per_sm: int
+    blocks_of_fma: int
+
 class CudaPlan(TypedDict):
     name: str
     blocks: int
@@ -37,5 +47,15 @@ def rowstream_refusal(
 ) -> str | None: ...
 def plan_fast(
     which: str, extents: list[int], sm_count: int, channels_last: bool = True
+) -> CudaPlan: ...
+def tiled_kernels() -> list[TiledKernel]: ...
+def tiled_refusal(which: str, extents: list[int], dtype: str) -> str | None: ...
+def plan_tiled(
+    which: str,
+    extents: list[int],
+    sm_count: int,
+    dtype: str,
+    channels_last: bool = True,
+    allow_tf32: bool = False,
 ) -> CudaPlan: ...
 def output_extent(size: int, kernel: int, padding: int, stride: int, dilation: int) -> int: ...

@@ -3,11 +3,13 @@
 #include "cuda/launch.h"
 #include "cuda/nchw_launch.h"
 #include "cuda/rowstream_launch.h"
+#include "cuda/tiled_launch.h"
 #include "cuda/wgrad_launch.h"
 
 namespace grouped_conv::cuda {
 
 int launch_fast(const PassArgs& args, const FastPlan& plan, void* workspace, void* stream) {
+  if (plan.family == Family::kTiled) return launch_tiled(args, plan.tiled, workspace, stream);
   if (plan.family == Family::kNchw) return launch_nchw(args, plan.nchw, stream);
   if (args.pass == Pass::kWgrad) {
     const bool channels_last = args.w.strides[1] == 1;

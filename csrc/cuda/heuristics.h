@@ -1,4 +1,4 @@
-// Which of the row-streaming kernels computes a pass of a problem, and how it is cut up: a pure
+// Which of the kernels computes a pass of a problem, and how it is cut up: a pure
 // function of the problem and the GPU. Plain C++ without CUDA, so that it is tested without a GPU
 // and tells Python which kernel would run.
 #pragma once
@@ -11,6 +11,7 @@
 #include "cuda/launch.h"
 #include "cuda/nchw_configs.h"
 #include "cuda/rowstream_launch.h"
+#include "cuda/tiled_configs.h"
 #include "cuda/wgrad_configs.h"
 #include "problem.h"
 
@@ -35,6 +36,9 @@ constexpr bool all_fit_shared_memory() {
   }
   for (const RowstreamConfig& c : kNchwConfigs) {
     if (most_nchw_shared_bytes(c) > kSharedBytesOfBlock) return false;
+  }
+  for (const TiledConfig& c : kTiledConfigs) {
+    if (std::max(c.shared_bytes(false), c.shared_bytes(true)) > kSharedBytesOfBlock) return false;
   }
   return true;
 }
@@ -88,10 +92,11 @@ inline const char* rowstream_refusal(Pass pass, const ConvProblem& p, DType dtyp
   return nullptr;
 }
 
-// Who computes: the kernels for NHWC tensors, or those of fprop and dgrad for NCHW tensors.
-enum class Family { kRowstream, kNchw };
+// Who computes: the row-streaming kernels for NHWC tensors, or those of fprop and dgrad for NCHW
+// tensors; the tiled kernels of fprop and dgrad.
+enum class Family { kRowstream, kNchw, kTiled };
 
-// How the row-streaming kernels compute a pass.
+// How one of them computes a pass.
 struct FastPlan {
   Family family;
   const char* name;
@@ -102,6 +107,7 @@ struct FastPlan {
   RowstreamPlan rowstream;  // fprop and dgrad, NHWC
   NchwPlan nchw;            // fprop and dgrad, NCHW
   WgradPlan wgrad;          // wgrad
+  TiledPlan tiled;
 };
 
 // The plan of a pass that rowstream_refusal does not refuse: of the weight gradient's kernels the
@@ -138,6 +144,20 @@ inline FastPlan plan_fast(Pass pass, const ConvProblem& p, const DeviceTraits& d
     plan.threads = config.threads();
     plan.shared_bytes = config.shared_bytes();
   }
+  return plan;
+}
+
+// The plan of a pass that tiled_refusal does not refuse.
+inline FastPlan plan_fast_tiled(Pass pass, const ConvProblem& p, TiledMath math,
+                                const DeviceTraits& device, Layout layout) {
+  FastPlan plan{};
+  plan.family = Family::kTiled;
+  plan.tiled = plan_tiled(pass, p, math, layout == Layout::kChannelsLast, device.sm_count);
+  plan.name = kTiledConfigs[plan.tiled.config].name;
+  plan.workspace_bytes = plan.tiled.workspace_bytes();
+  plan.blocks = plan.tiled.blocks();
+  plan.threads = kTiledThreads;
+  plan.shared_bytes = plan.tiled.shared_bytes();
   return plan;
 }
 

@@ -65,10 +65,10 @@ int launch_simple_statistics(const PassArgs& args, void* stream);
 
 struct FastPlan;  // heuristics.h
 
-// Enqueue the row-streaming kernels, for a pass that they do not refuse. x and y are dense in the
-// layout of the plan, w is dense in either order of its last three dimensions, dtype is 16 bits
-// wide, and all pointers are multiples of 16 bytes but that of the bias. The workspace has the
-// plan's bytes.
+// Enqueue the row-streaming or the tiled kernels, for a pass that they do not refuse. x, y and the
+// residual, which only the tiled ones take, are dense in the layout of the plan, w is dense in
+// either order of its last three dimensions, and all pointers are multiples of 16 bytes but that of
+// the bias. The workspace has the plan's bytes.
 int launch_fast(const PassArgs& args, const FastPlan& plan, void* workspace, void* stream);
 
 }  // namespace grouped_conv::cuda

@@ -59,7 +59,7 @@ bool is_dense_weight(const Tensor& w) {
   return krsc || w.is_contiguous();
 }
 
-// An operand as the row-streaming kernels read it: the same values, dense and aligned.
+// An operand as these kernels read it: the same values, dense and aligned.
 Tensor readable(const Tensor& t, MemoryFormat format) {
   Tensor dense = torch::stable::contiguous(t, format);
   if (is_aligned(dense)) return dense;
@@ -92,7 +92,9 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y, bo
   const DType dtype = dtype_of(x);
   const bool channels_last = suggests_channels_last(x);
   const Layout layout = channels_last ? Layout::kChannelsLast : Layout::kPlanar;
-  const bool fast = rowstream_refusal(pass, problem, dtype, layout) == nullptr;
+  const bool rowstream = rowstream_refusal(pass, problem, dtype, layout) == nullptr;
+  const bool tiled = !rowstream && tiled_refusal(pass, problem, dtype) == nullptr;
+  const bool fast = rowstream || tiled;
   if (fast) {
     // What the pass writes is fresh, hence dense and aligned already.
     const auto format = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
@@ -118,11 +120,14 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y, bo
     }
     return;
   }
-  // What a kernel does not do itself is done to y in a pass of its own: by NCHW kernels nothing, by
-  // the others no residual, behind which the activation comes.
-  Epilogue later;
-  const bool counts_later = layout == Layout::kPlanar && statistics.sum != nullptr;
-  if (layout == Layout::kPlanar) {
+  // What a kernel does not do itself is done to y in a pass of its own: the tiled kernels count
+  // nothing, of the others those for NCHW do nothing of it and those for NHWC add no residual,
+  // behind which the activation comes.
+  Epilogue later{};
+  const bool counts_later = (tiled || layout == Layout::kPlanar) && statistics.sum != nullptr;
+  if (tiled) {
+    args.statistics = {};
+  } else if (layout == Layout::kPlanar) {
     later = args.epilogue;
     args.epilogue = {};
     args.statistics = {};
@@ -133,7 +138,9 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y, bo
   }
   DeviceTraits traits{};
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&traits.sm_count, cudaDevAttrMultiProcessorCount, device));
-  const FastPlan plan = plan_fast(pass, problem, traits, layout, tail_of(args));
+  const FastPlan plan =
+      tiled ? plan_fast_tiled(pass, problem, tiled_math(dtype, allow_tf32), traits, layout)
+            : plan_fast(pass, problem, traits, layout, tail_of(args));
   // The allocator hands memory out again in the order of the stream: freeing it here is safe.
   std::optional<Tensor> workspace;
   if (plan.workspace_bytes > 0) {

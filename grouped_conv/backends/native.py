@@ -23,7 +23,7 @@ _ROWSTREAM_DTYPES = (torch.float16, torch.bfloat16)
 _ROWSTREAM_CHANNELS = (4, 8, 16, 32, 64)
 
 CUDA_VARIABLE = "GROUPED_CONV_CUDA_AUTO"
-"""Set to 1, the row-streaming CUDA kernels are chosen automatically, before they were measured."""
+"""Set to 1, CUDA kernels are chosen automatically, before they were measured."""
 
 Unsuited = Callable[[int], bool]
 
@@ -119,6 +119,46 @@ def _no_rowstream(query: Query) -> str | None:
     return None
 
 
+def _no_tiled(query: Query) -> str | None:
+    """Why the tiled CUDA kernels do not take a pass.
+
+    Mirrors ``tiled_refusal`` in C++, as far as it does not depend on batch and image.
+    """
+    if query.pass_name == "wgrad":
+        return "the tiled kernels are for fprop and dgrad"
+    if query.dtype is torch.float64:
+        return "the tiled kernels do not compute in float64"
+    return None
+
+
+# Operations for each byte of input and output from which a GPU is bound by arithmetic, not by
+# memory: what an H100 has of either. From there on cuDNN's kernels for dense products are at home.
+_BALANCE = {"16-bit": 300.0, "tf32": 150.0}
+_FEWEST_CHANNELS = 4
+
+
+def _faster_in_cudnn(query: Query) -> str | None:
+    """Why cuDNN is expected to be as fast as the tiled kernels; a model, not a measurement."""
+    if query.dtype is torch.float32 and not query.allow_tf32:
+        return "float32 without TF32 runs on FMA units, which cuDNN keeps as busy"
+    c, k = query.c_per_group, query.k_per_group
+    if min(c, k) < _FEWEST_CHANNELS:
+        return f"fewer than {_FEWEST_CHANNELS} channels per group leave most of a tile empty"
+    if query.dtype is torch.float32:
+        balance, size = _BALANCE["tf32"], 4
+    else:
+        balance, size = _BALANCE["16-bit"], 2
+    area = query.stride[0] * query.stride[1]
+    operations = 2 * c * k * query.kernel_size[0] * query.kernel_size[1]
+    intensity = operations / (size * (c * area + k))
+    if intensity < balance:
+        return None
+    return (
+        f"{c} channels in and {k} out per group are {intensity:.0f} operations for each byte: the "
+        "limit is arithmetic, and cuDNN is expected to be as fast"
+    )
+
+
 def takes_statistics(query: Query) -> bool:
     """Whether fprop finds the statistics of its output on the way, without reading it again."""
     return query.device == "cpu" or (_no_rowstream(query) is None and query.channels_last)
@@ -138,11 +178,16 @@ def prefers(query: Query) -> str | None:
     if query.groups == 1:
         return "one group is a dense convolution, which ATen does well"
     if query.device == "cuda":
+        family = "row-streaming"
         if reason := _no_rowstream(query):
-            return f"{reason}, cuDNN is faster than plain loops"
+            if other := _no_tiled(query):
+                return f"{reason}, {other}, cuDNN is faster than plain loops"
+            if slower := _faster_in_cudnn(query):
+                return f"{reason}; {slower}"
+            family = "tiled"
         if not _CUDA_AUTO:
             return (
-                "the row-streaming kernels have not been measured against cuDNN on a GPU yet "
+                f"the {family} kernels have not been measured against cuDNN on a GPU yet "
                 f"({CUDA_VARIABLE}=1 lets them be chosen)"
             )
         return None
@@ -181,7 +226,9 @@ def kernel(query: Query) -> str:
     if query.device == "cuda":
         algorithm = "rowstream" if query.channels_last else "nchw"
         if _no_rowstream(query):
-            algorithm = "simple"
+            algorithm = "simple" if _no_tiled(query) else "tiled"
+        if algorithm == "tiled" and query.allow_tf32:
+            dtype = "tf32"
         return f"{query.pass_name}_{algorithm}_{dtype}_cuda"
     if _no_direct(query) is None:
         algorithm = "winograd" if _uses_winograd(query) else "direct"

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda/rowstream_launch.h"
+#include "cuda/tiled_launch.h"
 #include "cuda/wgrad_launch.h"
 
 namespace py = pybind11;
@@ -121,6 +122,43 @@ std::vector<py::dict> tail_launches(const std::string& config, const std::vector
           describe("statistics_reduce_kernel", kStatisticsWarps, shape, reduce)};
 }
 
+// Of a tiled kernel; `math` is the number of a TiledMath.
+TiledPlan tiled_plan(const std::string& pass, int math, const std::string& config,
+                     const std::vector<int64_t>& extents, bool channels_last) {
+  const Pass which = pass == "fprop" ? Pass::kFprop : Pass::kDgrad;
+  return plan_tiled(index_of(kTiledConfigs, config), which, problem_of(extents), TiledMath(math),
+                    channels_last, 3);
+}
+
+int64_t tiled_workspace(const std::string& pass, int math, const std::string& config,
+                        const std::vector<int64_t>& extents, bool channels_last) {
+  return tiled_plan(pass, math, config, extents, channels_last).workspace_bytes();
+}
+
+// With a weight [K, C/G, R, S]; channels_last speaks of x and y.
+std::vector<py::dict> tiled_launches(const std::string& pass, int math, const std::string& config,
+                                     const std::vector<int64_t>& extents, bool channels_last,
+                                     uint64_t x, uint64_t w, uint64_t y, uint64_t bias,
+                                     uint64_t workspace) {
+  const ConvProblem p = problem_of(extents);
+  const TiledPlan plan = tiled_plan(pass, math, config, extents, channels_last);
+  PassArgs args{};
+  args.pass = pass == "fprop" ? Pass::kFprop : Pass::kDgrad;
+  args.problem = p;
+  args.x = operand(x, channels_last, p.C, p.H, p.W);
+  args.w = operand(w, false, p.c_per_group(), p.R, p.S);
+  args.y = operand(y, channels_last, p.K, p.P, p.Q);
+  args.bias = reinterpret_cast<void*>(bias);
+  args.bias_stride = 1;
+  const TiledArgs tiled = make_tiled_args(args, plan, reinterpret_cast<void*>(workspace));
+  const RowstreamLaunch pack{tiled_pack_blocks(plan), kTiledThreads, 0};
+  const RowstreamLaunch conv{plan.blocks(), kTiledThreads, plan.shared_bytes()};
+  std::vector<py::dict> both = {describe("pack_tiled_kernel", -1, pack, tiled),
+                                describe("tiled_conv_kernel", plan.config, conv, tiled)};
+  for (py::dict& launch : both) launch["direct"] = plan.direct;
+  return both;
+}
+
 }  // namespace
 }  // namespace grouped_conv::cuda
 
@@ -137,4 +175,11 @@ PYBIND11_MODULE(_launches, m) {
         py::kw_only(), py::arg("sm_count"), py::arg("x"), py::arg("w"), py::arg("y"),
         py::arg("scale"), py::arg("shift"), py::arg("relu"), py::arg("sum"), py::arg("squares"),
         py::arg("workspace"), "Those of fprop with an epilogue, or with statistics.");
+  m.def("tiled_workspace", &grouped_conv::cuda::tiled_workspace, py::arg("pass_name"),
+        py::arg("math"), py::arg("config"), py::arg("extents"), py::kw_only(),
+        py::arg("channels_last"), "Bytes.");
+  m.def("tiled_launches", &grouped_conv::cuda::tiled_launches, py::arg("pass_name"),
+        py::arg("math"), py::arg("config"), py::arg("extents"), py::kw_only(),
+        py::arg("channels_last"), py::arg("x"), py::arg("w"), py::arg("y"), py::arg("bias"),
+        py::arg("workspace"), "Those of a tiled kernel, and whether it copies whole units.");
 }

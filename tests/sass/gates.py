@@ -7,7 +7,9 @@ sm_90 and sm_100 shared memory, leave room for the blocks that its configuration
 asynchronous copies; in the innermost loops around tensor-core instructions, no access to
 global memory narrower than 16 bytes (but stores of NCHW, at the ends of runs of pixels); and no
 more instructions per tensor-core instruction, in the best loop that also copies, than
-``recorded.json`` says, which ``--record`` rewrites.
+``recorded.json`` says, which ``--record`` rewrites. Of every tiled kernel the same, around
+multiply-adds where it has no tensor-core instructions; those that gather elements load them
+narrowly.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,11 +37,44 @@ TENSOR = "HMMA"
 TAILS = ("", " epilogue", " statistics")
 """What an fprop kernel does beside the convolution, in the order of ``Tail`` in configs.h."""
 _TAIL = re.compile(r"4TailE(\d)E")
+_TILED = re.compile(r"tiled_conv_kernelILi(\d+)E\w*?TiledMathE(\d)ELb([01])E")
+_MATHS = ("Float16", "BFloat16", "Tf32", "Fma")
+"""How a tiled kernel computes, in the order of ``TiledMath`` in tiled_configs.h."""
 _STREAMING = re.compile(r"\d((?:fprop|dgrad|wgrad)_rowstream|nchw_conv)_kernelI")
 
 
-def configuration(kernel: MachineKernel) -> _C.CudaKernel | None:
-    """The table entry of a row-streaming kernel, by the index among its template arguments."""
+def multiplication(kernel: MachineKernel) -> str:
+    """The instruction that a kernel is made around."""
+    tiled = _TILED.search(kernel.symbol)
+    return "FFMA" if tiled and _MATHS[int(tiled[2])] == "Fma" else TENSOR
+
+
+class Configuration(NamedTuple):
+    """What the gates ask of a table entry."""
+
+    name: str
+    threads: int
+    shared_bytes: int
+    blocks_per_sm: int
+
+
+def configuration(kernel: MachineKernel) -> Configuration | None:
+    """The table entry of a kernel, by the index among its template arguments."""
+    if tiled := _TILED.search(kernel.symbol):
+        entry = _C.tiled_kernels()[int(tiled[1])]
+        blocks = "blocks_of_fma" if multiplication(kernel) == "FFMA" else "blocks_per_sm"
+        named = f"{entry['name']}_{'direct' if tiled[3] == '1' else 'gather'}"
+        return Configuration(named, entry["threads"], entry["shared_bytes"], entry[blocks])
+    config = streaming_configuration(kernel)
+    if config is None:
+        return None
+    return Configuration(
+        config["name"], config["threads"], config["shared_bytes"], config["blocks_per_sm"]
+    )
+
+
+def streaming_configuration(kernel: MachineKernel) -> _C.CudaKernel | None:
+    """That of a row-streaming kernel."""
     family = _STREAMING.search(kernel.symbol)
     index = re.search(r"Li(\d+)E", kernel.symbol)
     if family is None or index is None:
@@ -53,7 +89,9 @@ def configuration(kernel: MachineKernel) -> _C.CudaKernel | None:
 def name(kernel: MachineKernel) -> str:
     """Such as ``conv_c4_s1 Float16 sm_90``."""
     config, element = configuration(kernel), re.search(r"B?Float16", kernel.symbol)
-    named = f"{config['name']} {element[0]}" if config and element else kernel.symbol
+    named = f"{config.name} {element[0]}" if config and element else kernel.symbol
+    if config and (tiled := _TILED.search(kernel.symbol)):
+        named = f"{config.name} {_MATHS[int(tiled[2])]}"
     tail = _TAIL.search(kernel.symbol)
     behind = TAILS[int(tail[1])] if tail else ""
     return f"{named}{behind} sm_{kernel.architecture}"
@@ -64,8 +102,9 @@ def instructions_per_mma(kernel: MachineKernel) -> float:
 
     Where values are not finite the weight gradient takes a second walk, slow and seldom.
     """
-    loops = [loop for loop in kernel.inner_loops(TENSOR) if loop.count("LDGSTS")]
-    return min((len(loop.instructions) / loop.count(TENSOR) for loop in loops), default=0.0)
+    name = multiplication(kernel)
+    loops = [loop for loop in kernel.inner_loops(name) if loop.count("LDGSTS")]
+    return min((len(loop.instructions) / loop.count(name) for loop in loops), default=0.0)
 
 
 def faults(kernel: MachineKernel) -> list[str]:
@@ -77,22 +116,26 @@ def faults(kernel: MachineKernel) -> list[str]:
     config = configuration(kernel)
     if config is None:
         return wrong
-    blocks, threads = config["blocks_per_sm"], config["threads"]
+    blocks, threads = config.blocks_per_sm, config.threads
     in_use = -(-kernel.registers // 8) * 8 * threads * blocks
     if in_use > REGISTERS_OF_SM:
         wrong.append(f"{kernel.registers} registers of {threads} threads, {blocks} blocks")
-    shared = (config["shared_bytes"] + 1024) / 1024
+    shared = (config.shared_bytes + 1024) / 1024
     available = SHARED_OF_SM[kernel.architecture]
     # The promise is for the largest multiprocessors; elsewhere one block must fit.
     if shared * (blocks if available >= 228 else 1) > available:
         wrong.append(f"{shared:.1f} KiB of shared memory, {blocks} blocks")
     if not any(i.name == "LDGSTS" and ".128" in i.opcode for i in kernel.instructions):
         wrong.append("no asynchronous copies of 16 bytes")
-    loops = kernel.inner_loops(TENSOR)
+    loops = kernel.inner_loops(multiplication(kernel))
     if not any(loop.count("LDGSTS") for loop in loops):
         wrong.append("no loop that copies and multiplies")
-    # The ends of a run of NCHW pixels are stored in pieces.
-    wide = ("LDG", "LDGSTS") if config["name"].startswith("nchw") else ("LDG", "STG", "LDGSTS")
+    # The ends of a run of NCHW pixels are stored in pieces; what is gathered comes in elements.
+    wide: tuple[str, ...] = ("LDG", "STG", "LDGSTS")
+    if config.name.startswith("nchw"):
+        wide = ("LDG", "LDGSTS")
+    elif config.name.endswith("_gather"):
+        wide = ("STG", "LDGSTS")
     wrong += [
         f"narrow access to global memory in an inner loop: {i.opcode}"
         for loop in loops
@@ -160,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"better than recorded: {line}")
         else:
             print(f"figures are of CUDA {record['cuda']}, not compared with those of {release}")
-    print(f"{len(kernels)} kernels, {len(figures)} of them row-streaming, {len(wrong)} faults")
+    print(f"{len(kernels)} kernels, {len(figures)} of them of a table, {len(wrong)} faults")
     for line in wrong:
         print(f"FAULT {line}")
     return 1 if wrong else 0

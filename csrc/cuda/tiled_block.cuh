@@ -1,0 +1,167 @@
+// What the threads of a tiled kernel know of their block: which output it computes, which taps that
+// meets, and where everything lies in shared memory.
+#pragma once
+
+#include "cuda/device/device.h"
+#include "cuda/tiled_args.h"
+#include "cuda/tiled_configs.h"
+
+namespace grouped_conv::cuda {
+
+template <int kId, TiledMath kMath_, bool kDirect_>
+struct TiledTraits {
+  static constexpr TiledMath kMath = kMath_;
+  static constexpr bool kDirect = kDirect_;
+  static constexpr TiledConfig kConfig = kTiledConfigs[kId];
+  static constexpr int kChannels = kConfig.channels;
+  static constexpr int kGroups = kConfig.groups;
+  static constexpr int kPixels = kConfig.pixels();
+  static constexpr int kStages = kDirect ? kConfig.stages : 2;
+  static constexpr int kElementBytes = tiled_element_bytes(kMath);
+  static constexpr int kUnit = kUnitBytes / kElementBytes;  // elements
+  static constexpr int kPitch = kConfig.pitch(kDirect);
+  // In shared memory.
+  static constexpr int kRing = kConfig.table_bytes();
+  static constexpr int kStageBytes = kConfig.stage_bytes();
+  static constexpr int kTileBytes = kTiledRows * kChunkBytes;  // of the input, in a stage
+};
+
+GC_DEVICE int divide(const Divider& by, int n) {
+  return int(uint64_t(uint32_t(n)) * by.multiplier >> by.shift);
+}
+
+// The taps of an axis that a phase of the output meets; see TiledAxis.
+struct Taps {
+  int first, count, origin;
+
+  GC_DEVICE Taps(const TiledAxis& axis, int phase) : first(0), count(0), origin(0) {
+    const int classes = axis.taps < axis.tap_step ? axis.taps : axis.tap_step;
+    GC_NO_UNROLL
+    for (; first < classes; ++first) {
+      const int distance = phase + axis.padding - first * axis.dilation;
+      if (distance % axis.phases != 0) continue;
+      origin = distance / axis.phases;
+      count = (axis.taps - first + axis.tap_step - 1) / axis.tap_step;
+      return;
+    }
+  }
+};
+
+// Byte of a unit of a row of a stage's input or weights. Eight rows at one unit lie in all banks,
+// and so do the units of eight lanes that copy four units of two rows, or two of each of four
+// groups, 32 rows apart.
+GC_DEVICE uint32_t unit_offset(int row, int unit) {
+  const int line = row ^ (row >> 5 & 1);
+  return uint32_t(line * kChunkBytes + (unit ^ (row >> 1 & 3) ^ (row >> 5 & 2)) * kUnitBytes);
+}
+
+// Where a block is, and its taps.
+struct TiledBlock {
+  int64_t first_pixel;
+  int group, channel_tile;
+  int phase_h, phase_w;
+  Taps taps_h, taps_w;
+
+  template <class Traits>
+  GC_DEVICE static TiledBlock of(const TiledArgs& args, Traits) {
+    const int block = device::block_index_x();
+    const int channel_block = block % args.channel_blocks;
+    const int phases = args.h.phases * args.w.phases;
+    const int rest = block / args.channel_blocks;
+    const int phase_h = rest % phases / args.w.phases, phase_w = rest % args.w.phases;
+    return {int64_t(rest / phases) * Traits::kPixels,
+            channel_block / args.channel_tiles * Traits::kGroups,
+            channel_block % args.channel_tiles,
+            phase_h,
+            phase_w,
+            Taps(args.h, phase_h),
+            Taps(args.w, phase_w)};
+  }
+
+  GC_DEVICE int units(const TiledArgs& args) const {
+    return taps_h.count * taps_w.count * args.units;
+  }
+};
+
+inline constexpr int kNoRow = -(1 << 30);  // that no tap brings into an image
+
+// A row of the tile: what its first tap meets, and where its output lies, in elements.
+struct TiledRow {
+  int64_t input, output;  // output: -1 where there is none
+  int h, w;
+
+  template <class Traits>
+  GC_DEVICE static TiledRow of(const TiledArgs& args, const TiledBlock& block, int row, Traits) {
+    TiledRow result{0, -1, kNoRow, kNoRow};
+    const int group = block.group + row / Traits::kPixels;
+    const int64_t image = block.first_pixel / args.image.divisor;
+    const int first = int(block.first_pixel - image * args.image.divisor);
+    const int pixel = row % Traits::kPixels;
+    if (block.first_pixel + pixel >= args.pixels || group >= args.groups) return result;
+    const int images = divide(args.image, first + pixel);
+    const int index = first + pixel - images * args.image.divisor;
+    const int i = divide(args.columns, index), j = index - i * args.columns.divisor;
+    const int64_t n = image + images;
+    result.h = i * args.h.step + block.taps_h.origin;
+    result.w = j * args.w.step + block.taps_w.origin;
+    const int64_t (&from)[4] = args.input_strides;
+    result.input = n * from[0] + int64_t(group) * args.in_channels * from[1] + result.h * from[2] +
+                   result.w * from[3];
+    const int out_h = i * args.h.phases + block.phase_h, out_w = j * args.w.phases + block.phase_w;
+    if (out_h >= args.h.output || out_w >= args.w.output) return result;
+    const int64_t (&to)[4] = args.output_strides;
+    const int channel = group * args.out_channels + block.channel_tile * args.tile_channels;
+    result.output = n * to[0] + channel * to[1] + out_h * to[2] + out_w * to[3];
+    return result;
+  }
+};
+
+GC_DEVICE void put_row(uint32_t table, int row, const TiledRow& value) {
+  const uint64_t input = uint64_t(value.input), output = uint64_t(value.output);
+  device::store_shared_16(table + uint32_t(16 * row), {{uint32_t(input), uint32_t(input >> 32),
+                                                        uint32_t(value.h), uint32_t(value.w)}});
+  device::store_shared_8(table + uint32_t(kTiledRows * 16 + 8 * row),
+                         {{uint32_t(output), uint32_t(output >> 32)}});
+}
+
+GC_DEVICE int64_t output_of_row(uint32_t table, int row) {
+  const device::Bytes8 v = device::load_shared_8(table + uint32_t(kTiledRows * 16 + 8 * row));
+  return int64_t(uint64_t(v.word[1]) << 32 | v.word[0]);
+}
+
+GC_DEVICE TiledRow row_of(uint32_t table, int row) {
+  const device::Bytes16 v = device::load_shared_16(table + uint32_t(16 * row));
+  return {int64_t(uint64_t(v.word[1]) << 32 | v.word[0]), output_of_row(table, row), int(v.word[2]),
+          int(v.word[3])};
+}
+
+// A tap, counted among those of the block's phase, and a unit of its channels: where the input of a
+// row's first tap has to go.
+struct UnitCursor {
+  int r, s, unit;
+
+  GC_DEVICE void advance(const TiledArgs& args, const TiledBlock& block, int units) {
+    unit += units;
+    while (unit >= args.units) {
+      unit -= args.units;
+      if (++s == block.taps_w.count) {
+        s = 0;
+        ++r;
+      }
+    }
+  }
+
+  GC_DEVICE int64_t offset(const TiledArgs& args, int unit_elements) const {
+    return int64_t(r * args.h.delta) * args.input_strides[2] +
+           int64_t(s * args.w.delta) * args.input_strides[3] +
+           int64_t(unit * unit_elements) * args.input_strides[1];
+  }
+
+  // Whether the tap lies in the image of a row.
+  GC_DEVICE bool meets(const TiledArgs& args, const TiledBlock& block, int h, int w) const {
+    return r < block.taps_h.count && uint32_t(h + r * args.h.delta) < uint32_t(args.h.input) &&
+           uint32_t(w + s * args.w.delta) < uint32_t(args.w.input);
+  }
+};
+
+}  // namespace grouped_conv::cuda
