@@ -13,7 +13,7 @@
 //   not have. A block with NaN in its sums walks again without such products; sums that meet no Inf
 //   or NaN get the same bits. Groups share no sum.
 // Float accumulation, no atomics: the same bits in each run. Any filter, stride, padding, dilation
-//   and number of channels: supports what tiled_wgrad_supports says.
+//   and number of channels: all but what tiled_wgrad_refusal says.
 #pragma once
 
 #include "cuda/device/device.h"

@@ -8,6 +8,7 @@
 #include <iterator>
 #include <limits>
 
+#include "cuda/launch.h"
 #include "cuda/tiled_configs.h"
 #include "cuda/wgrad_configs.h"
 #include "problem.h"
@@ -61,7 +62,7 @@ struct TiledWgradConfig {
 // clang-format off
 inline constexpr TiledWgradConfig kTiledWgradConfigs[] = {
     // name                  rows cols groups col_warps halves blocks_per_sm
-    {"tiled_wgrad_48x8",       48,   8,     4,        1,    32,            3},
+    {"tiled_wgrad_48x8",       48,   8,     4,        1,    32,            4},
     {"tiled_wgrad_144x32",    144,  32,     1,        1,    48,            4},
     {"tiled_wgrad_144x64",    144,  64,     1,        2,    48,            2},
 };
@@ -76,6 +77,7 @@ inline constexpr int64_t kTiledWgradMostWorkspace = int64_t(256) << 20;
 struct TiledWgradPlan {
   int config;
   TiledMath math;
+  bool planar;  // x and dy are NCHW, else NHWC
   bool vector;  // a slot of 16 bytes is one copy, else its elements are gathered
   int group_blocks, row_tiles, col_tiles;
   int chunks;
@@ -95,13 +97,27 @@ inline int64_t tiled_wgrad_image_bytes(const ConvProblem& p, TiledMath math) {
   return tiled_element_bytes(math) * std::max(x, p.P * p.Q * p.K);
 }
 
-// Whether the tiled kernels compute the problem; every configuration does, or none. There must be
-// output: where there is none, dw is zero and nothing is to be launched.
-inline bool tiled_wgrad_supports(TiledMath math, const ConvProblem& p) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  return p.N > 0 && p.P > 0 && p.Q > 0 && p.c_per_group() > 0 && p.k_per_group() > 0 &&
-         tiled_wgrad_image_bytes(p, math) <= kMaxImageBytes &&
-         p.N * p.P * p.Q / 16 + p.N <= kMost && p.K * p.c_per_group() * p.R * p.S <= kMost / 2;
+// Why the tiled kernels do not compute the weight gradient, in any configuration; nullptr: they do.
+// What does not depend on the batch and the image is mirrored in backends/native.py.
+inline const char* tiled_wgrad_refusal(const ConvProblem& p, DType dtype) {
+  if (dtype == DType::kFloat64) return "the tiled kernels do not compute in float64";
+  if (p.N == 0 || p.H == 0 || p.W == 0 || p.P == 0 || p.Q == 0) {
+    return "the tiled kernels are for images and batches that have pixels";
+  }
+  const int64_t reach = std::max(p.dilation_h * (p.R - 1), p.dilation_w * (p.S - 1));
+  const int64_t stride = std::max(p.stride_h, p.stride_w);
+  for (const int64_t extent : {p.H, p.W, p.C, p.K, reach, stride, p.pad_h, p.pad_w}) {
+    if (extent > kMostTiledExtent) return "the tiled kernels are for extents up to 2^28";
+  }
+  if (tiled_wgrad_image_bytes(p, tiled_math(dtype, false)) > kMaxImageBytes) {
+    return "the tiled kernels take the weight gradient of images below 2 GiB, padding included";
+  }
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
+  if (p.K * p.c_per_group() * p.R * p.S > kMost || p.N * p.P * p.Q / 16 > kMost) {
+    return "the tiled kernels take the weight gradient of weights below 2^30 elements and batches "
+           "below 2^34 pixels";
+  }
+  return nullptr;
 }
 
 // Whether slots of 16 bytes lie in one piece in tensors that are NHWC.
@@ -111,7 +127,7 @@ inline bool tiled_wgrad_takes_vectors(TiledMath math, const ConvProblem& p) {
 }
 
 // The tiles of a problem, with no splits yet. Rows of a tap fill whole slots.
-inline TiledWgradPlan tile_wgrad(int config_index, TiledMath math, bool vector,
+inline TiledWgradPlan tile_wgrad(int config_index, TiledMath math, bool planar, bool vector,
                                  const ConvProblem& p) {
   const TiledWgradConfig& config = kTiledWgradConfigs[config_index];
   const int bytes = tiled_element_bytes(math);
@@ -120,6 +136,7 @@ inline TiledWgradPlan tile_wgrad(int config_index, TiledMath math, bool vector,
   TiledWgradPlan plan{};
   plan.config = config_index;
   plan.math = math;
+  plan.planar = planar;
   plan.vector = vector;
   plan.group_blocks = int(ceil_div(p.G, config.groups));
   plan.row_tiles = int(ceil_div(rows, config.rows));
@@ -171,20 +188,20 @@ inline void split_tiled_wgrad(TiledWgradPlan& plan, const ConvProblem& p, int sm
 }
 
 // The plan of one configuration.
-inline TiledWgradPlan plan_tiled_wgrad(int config_index, TiledMath math, bool vector,
+inline TiledWgradPlan plan_tiled_wgrad(int config_index, TiledMath math, bool planar, bool vector,
                                        const ConvProblem& p, int sm_count) {
-  TiledWgradPlan plan = tile_wgrad(config_index, math, vector, p);
+  TiledWgradPlan plan = tile_wgrad(config_index, math, planar, vector, p);
   split_tiled_wgrad(plan, p, sm_count);
   return plan;
 }
 
-// The plan of the configuration that is expected to be fastest; x and dy are NHWC or NCHW.
-inline TiledWgradPlan plan_tiled_wgrad(TiledMath math, bool channels_last, const ConvProblem& p,
+// The plan of the configuration that is expected to be fastest.
+inline TiledWgradPlan plan_tiled_wgrad(TiledMath math, bool planar, const ConvProblem& p,
                                        int sm_count) {
-  const bool vector = channels_last && tiled_wgrad_takes_vectors(math, p);
-  TiledWgradPlan best = tile_wgrad(0, math, vector, p);
+  const bool vector = !planar && tiled_wgrad_takes_vectors(math, p);
+  TiledWgradPlan best = tile_wgrad(0, math, planar, vector, p);
   for (int i = 1; i < kTiledWgradConfigCount; ++i) {
-    const TiledWgradPlan plan = tile_wgrad(i, math, vector, p);
+    const TiledWgradPlan plan = tile_wgrad(i, math, planar, vector, p);
     if (tiled_wgrad_cost(plan) < tiled_wgrad_cost(best)) best = plan;
   }
   split_tiled_wgrad(best, p, sm_count);

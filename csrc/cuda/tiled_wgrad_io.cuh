@@ -200,7 +200,7 @@ class TiledWgradLoader {
       : args_(args) {
     // Lanes go along what is contiguous.
     const int thread = device::thread_index();
-    const bool by_pixel = !Traits::kVector && args.planar;
+    const bool by_pixel = !Traits::kVector && args.plan.planar;
     const int pixel = by_pixel ? thread % Traits::kPixels : thread / Traits::kSlotStep;
     first_slot_ = by_pixel ? thread / Traits::kPixels : thread % Traits::kSlotStep;
     sources_ = table + 16 * first_slot_;

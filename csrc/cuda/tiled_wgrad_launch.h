@@ -29,8 +29,8 @@ struct TiledWgradArgs {
   int R, S;
   int pad_h, pad_w, stride_h, stride_w, dilation_h, dilation_w;
   int step_n, step_p, step_q;  // from a pixel of a stage to that of the next stage
-  bool planar;                 // x and dy are NCHW
-  bool channels_last;          // dw is [K, R, S, C/G] in memory, else [K, C/G, R, S]
+
+  bool channels_last;  // dw is [K, R, S, C/G] in memory, else [K, C/G, R, S]
   TiledWgradPlan plan;
   int reduce_slices;
 };
@@ -44,7 +44,7 @@ inline TiledWgradStrides tiled_wgrad_strides(bool planar, int bytes, int64_t cha
 
 inline TiledWgradArgs make_tiled_wgrad_args(const ConvProblem& p, const TiledWgradPlan& plan,
                                             const void* x, const void* dy, void* partials, void* dw,
-                                            bool planar, bool channels_last) {
+                                            bool channels_last) {
   const int bytes = tiled_element_bytes(plan.math);
   const int pixels = kTiledWgradConfigs[plan.config].pixels(bytes);
   TiledWgradArgs args{};
@@ -52,8 +52,8 @@ inline TiledWgradArgs make_tiled_wgrad_args(const ConvProblem& p, const TiledWgr
   args.dy = static_cast<const unsigned char*>(dy);
   args.partials = static_cast<unsigned char*>(partials);
   args.dw = static_cast<unsigned char*>(dw);
-  args.x_strides = tiled_wgrad_strides(planar, bytes, p.C, p.H, p.W);
-  args.dy_strides = tiled_wgrad_strides(planar, bytes, p.K, p.P, p.Q);
+  args.x_strides = tiled_wgrad_strides(plan.planar, bytes, p.C, p.H, p.W);
+  args.dy_strides = tiled_wgrad_strides(plan.planar, bytes, p.K, p.P, p.Q);
   args.N = int(p.N);
   args.H = int(p.H);
   args.W = int(p.W);
@@ -73,7 +73,7 @@ inline TiledWgradArgs make_tiled_wgrad_args(const ConvProblem& p, const TiledWgr
   args.step_n = int(pixels / (p.P * p.Q));
   args.step_p = int(pixels / p.Q % p.P);
   args.step_q = int(pixels % p.Q);
-  args.planar = planar;
+
   args.channels_last = channels_last;
   args.plan = plan;
   args.reduce_slices = wgrad_reduce_slices(plan.splits);
@@ -95,8 +95,8 @@ inline WgradLaunch tiled_wgrad_reduce_launch(const TiledWgradArgs& args) {
           kWgradReduceThreads, kWgradReduceThreads * int(sizeof(float))};
 }
 
-// Enqueues both kernels on a cudaStream_t; the result is a cudaError_t. The problem is one that
-// tiled_wgrad_supports, the workspace has plan.workspace_bytes(problem).
+// Enqueues both kernels on a cudaStream_t; the result is a cudaError_t. The problem is not one
+// of tiled_wgrad_refusal, the workspace has plan.workspace_bytes(problem).
 int launch_tiled_wgrad(const TiledWgradArgs& args, void* stream);
 
 // The same for one way to compute (tiled_wgrad_launch.cuh, instantiated in a .cu file for each).

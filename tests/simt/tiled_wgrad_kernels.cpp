@@ -18,20 +18,20 @@ EmulatedKernel emulated(DType dtype) {
   kernel.pass = Pass::kWgrad;
   kernel.dtype = dtype;
   kernel.planar = kPlanar;
-  kernel.refusal = [](const ConvProblem& p) -> std::string {
-    if (!tiled_wgrad_supports(kMath, p)) return "tiled_wgrad_supports() says no";
+  kernel.refusal = [dtype](const ConvProblem& p) -> std::string {
+    if (const char* why = tiled_wgrad_refusal(p, dtype)) return why;
     return kVector && !tiled_wgrad_takes_vectors(kMath, p) ? "its slots are no vectors" : "";
   };
   kernel.workspace_bytes = [](const ConvProblem& p, int sm_count) {
-    return plan_tiled_wgrad(kId, kMath, kVector, p, sm_count).workspace_bytes(p);
+    return plan_tiled_wgrad(kId, kMath, kPlanar, kVector, p, sm_count).workspace_bytes(p);
   };
   kernel.launch = [](const PassArgs& pass, void* workspace, int sm_count,
                      const simt::Options& options) {
     const ConvProblem& p = pass.problem;
-    const TiledWgradPlan plan = plan_tiled_wgrad(kId, kMath, kVector, p, sm_count);
+    const TiledWgradPlan plan = plan_tiled_wgrad(kId, kMath, kPlanar, kVector, p, sm_count);
     const bool channels_last = pass.w.strides[1] == 1;
     const TiledWgradArgs args = make_tiled_wgrad_args(p, plan, pass.x.data, pass.y.data, workspace,
-                                                      pass.w.data, kPlanar, channels_last);
+                                                      pass.w.data, channels_last);
     const auto run = [&](const WgradLaunch& shape, void (*function)(TiledWgradArgs)) {
       return simt::launch({{int(shape.blocks)}, shape.threads, shape.shared_bytes}, options,
                           [&] { function(args); });
