@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from support import short
 from torch import Tensor
 
-from grouped_conv import GroupedConv2d, _libraries, explain, use_backend
+from grouped_conv import GroupedConv2d, _libraries, explain, functional, use_backend
 from grouped_conv.backends import native
 from grouped_conv.bench.problems import resolve
 from grouped_conv.problem import PASSES, ConvProblem, Pass
@@ -330,3 +330,85 @@ def test_training_step():
         assert ours.dtype == theirs.dtype
         assert ours.stride() == theirs.stride()
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
+
+
+# The tiled kernels: problems that the row-streaming ones do not take.
+TILED = [
+    ConvProblem(3, 72, 15, 14, 72, 3, 3, 3, 1, 1),
+    ConvProblem(2, 112, 14, 14, 224, 3, 3, 2, 1, 1, 2, 2),
+    ConvProblem(2, 20, 9, 11, 15, 5, 3, 5, 2, 0, 2, 1),
+    ConvProblem(3, 32, 13, 13, 32, 3, 3, 8, 2, 2, 1, 1, 2, 2),
+    ConvProblem(5, 24, 28, 28, 24, 7, 7, 3, 3, 3, 3, 3),
+    ConvProblem(2, 264, 8, 8, 264, 1, 1, 1),
+]
+LAYOUTS = (CHANNELS_LAST, torch.contiguous_format)
+
+
+def tiled(pass_name: Pass, p: ConvProblem, o: emulator.Operands, tf32: bool, **how) -> Tensor:
+    with torch.backends.cudnn.flags(allow_tf32=tf32), use_backend("native"):
+        attributes = (p.stride, p.padding, p.dilation, p.G)
+        layout = how.pop("layout", CHANNELS_LAST)
+        x, y = (t.cuda().contiguous(memory_format=layout) for t in (o.x, o.y))
+        w = o.w.cuda()
+        if pass_name == "fprop":
+            bias = None if o.bias is None else o.bias.cuda()
+            return functional.fprop(x, w, bias, *attributes)
+        return functional.dgrad(y, w, p.input_size, *attributes, layout is CHANNELS_LAST)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=short)
+@pytest.mark.parametrize("pass_name", ["fprop", "dgrad"])
+def test_tiled_shapes(pass_name: Pass, dtype: torch.dtype, layout: torch.memory_format):
+    for p in TILED:
+        o = operands(p, dtype, bias=pass_name == "fprop")
+        found = tiled(pass_name, p, o, False, layout=layout)
+        assert found.is_contiguous(memory_format=layout)
+        assert_close(pass_name, p, o, found)
+        assert torch.equal(found, tiled(pass_name, p, o, False, layout=layout))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("pass_name", ["fprop", "dgrad"])
+def test_tiled_in_tf32_is_as_accurate_as_cudnn(pass_name: Pass, layout: torch.memory_format):
+    for p in TILED:
+        o = operands(p, torch.float32)
+        exact = emulator.exact(pass_name, p, o)
+        ours = tiled(pass_name, p, o, True, layout=layout)
+        x, w, y = (t.cuda() for t in (o.x, o.w, o.y))
+        with torch.backends.cudnn.flags(allow_tf32=True):
+            theirs = torch.ops.aten.convolution_backward(
+                y, x, w, None, p.stride, p.padding, p.dilation, False, (0, 0), p.G,
+                (True, False, False),
+            )[0] if pass_name == "dgrad" else F.conv2d(
+                x, w, None, p.stride, p.padding, p.dilation, p.G
+            )  # fmt: skip
+        errors = [float((t.cpu().double() - exact).square().mean().sqrt()) for t in (ours, theirs)]
+        rounding = 2.0**-11 * float(exact.square().mean().sqrt())
+        assert errors[0] <= 1.5 * max(errors[1], rounding)
+
+
+def test_tiled_epilogue():
+    p = TILED[0]
+    o = operands(p, torch.float32)
+    x, w = (t.cuda().contiguous(memory_format=CHANNELS_LAST) for t in (o.x, o.w))
+    residual = torch.randn_like(F.conv2d(x, w, None, p.stride, p.padding, p.dilation, p.G))
+    scale, shift = torch.randn(2, p.K, device="cuda")
+    attributes = (p.stride, p.padding, p.dilation, p.G)
+    found = OPS.fprop_affine(x, w, None, scale, shift, residual, True, *attributes)
+    expected = emulator.exact("fprop", p, o).cuda() * scale.double()[:, None, None]
+    expected = (expected + shift.double()[:, None, None] + residual.double()).relu()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_tiled_values_that_are_not_finite(value: float):
+    for p in TILED[:2]:
+        for dtype, tf32 in ((torch.float16, False), (torch.float32, True), (torch.float32, False)):
+            o = operands(p, dtype)
+            o.x[1, p.c_per_group + 1, 0, 3] = o.y[0, 2, 3, 0] = o.w[2, 1, 2, 0] = value
+            for pass_name in ("fprop", "dgrad"):
+                found = tiled(pass_name, p, o, tf32).cpu()
+                exact = emulator.exact(pass_name, p, o)
+                assert torch.equal(found.isfinite(), exact.isfinite())
+                assert torch.equal(found.isnan(), exact.isnan())

@@ -144,8 +144,8 @@ def test_kernels_are_named_and_not_chosen_before_they_are_measured(monkeypatch):
     assert native.CUDA_VARIABLE in native.prefers(asked)
     monkeypatch.setattr(native, "_CUDA_AUTO", True)
     assert native.prefers(asked) is None
-    plain = query("dgrad", p, torch.float32)
-    assert native.kernel(plain) == "dgrad_simple_float32_cuda"
+    plain = query("dgrad", p, torch.float64)
+    assert native.kernel(plain) == "dgrad_simple_float64_cuda"
     assert "16 bits" in native.prefers(plain)
     nchw = asked._replace(channels_last=False)
     assert native.kernel(nchw) == "dgrad_nchw_float16_cuda"
@@ -167,3 +167,85 @@ def test_every_layer_of_resnext_has_a_plan_in_nchw():
             assert plan["shared_bytes"] <= config["shared_bytes"] <= 99 * 1024
             assert plan["blocks"] >= 0.9 * H100
     assert "channels_last" in str(_C.rowstream_refusal("wgrad", extents(p), "float16", False))
+
+
+def test_tiled_refusals_are_the_compiled_ones():
+    for case in random_cases(200, seed=6):
+        p = case.problem
+        for pass_name in PASSES:
+            compiled = _C.tiled_refusal(pass_name, extents(p), short(case.dtype))
+            asked = native._no_tiled(query(pass_name, p, case.dtype))
+            if asked is None and compiled is not None:
+                assert "pixels" in compiled  # decided when it runs
+            else:
+                assert asked == compiled
+
+
+TILED_REFUSED = {
+    "fprop and dgrad": ("wgrad", {}, "float16"),
+    "float64": ("fprop", {}, "float64"),
+    "have pixels": ("dgrad", {"N": 0}, "float16"),
+    "up to 2^28": ("fprop", {"pad_h": 1 << 29}, "float16"),
+    "below 2^31 pixels": ("dgrad", {"H": 1 << 16, "W": 1 << 16}, "float32"),
+    "2^31 blocks": ("fprop", {"N": 1 << 20, "H": 300, "W": 300}, "float16"),
+}
+
+
+@pytest.mark.parametrize("words", TILED_REFUSED)
+def test_tiled_refusals_say_why(words: str):
+    pass_name, changes, dtype = TILED_REFUSED[words]
+    fields = {"N": 2, "C": 32, "H": 9, "W": 9, "K": 32, "G": 8, "pad_h": 1, "pad_w": 1, **changes}
+    reason = _C.tiled_refusal(pass_name, extents(ConvProblem(**fields)), dtype)
+    assert reason is not None
+    assert words in reason
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("pass_name", ["fprop", "dgrad"])
+def test_every_layer_of_regnet_has_a_tiled_plan(pass_name: Pass, channels_last: bool):
+    """Blocks for every multiprocessor, and packed weights of hardly more than the weights' size."""
+    for layer in resolve("regnet"):
+        p = layer.problem(64)
+        for dtype, tf32 in (("float16", False), ("float32", True), ("float32", False)):
+            plan = _C.plan_tiled(pass_name, extents(p), H100, dtype, channels_last, tf32)
+            assert plan["blocks"] >= H100 * 0.7
+            assert plan["workspace_bytes"] % 16 == 0
+            size = 2 if dtype == "float16" else 4
+            weights = p.K * p.c_per_group * p.R * p.S * size
+            assert weights <= plan["workspace_bytes"] <= 3 * weights
+    with pytest.raises(ValueError, match="do not take"):
+        _C.plan_tiled("wgrad", extents(p), H100, "float16")
+    with pytest.raises(ValueError, match="multiprocessors"):
+        _C.plan_tiled("fprop", extents(p), 0, "float16")
+
+
+CUDNN = {
+    "FMA units": (24, 24, torch.float32, False),
+    "fewer than 4": (3, 3, torch.float16, False),
+    "576 operations": (128, 128, torch.float16, False),
+    "162 operations": (72, 72, torch.float32, True),
+}
+
+
+@pytest.mark.parametrize("words", CUDNN)
+def test_what_cudnn_computes_as_fast(words: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(native, "_CUDA_AUTO", True)
+    c, k, dtype, tf32 = CUDNN[words]
+    p = ConvProblem(8, 4 * c, 14, 14, 4 * k, 3, 3, 4, 1, 1)
+    reason = native.prefers(query("fprop", p, dtype)._replace(allow_tf32=tf32))
+    assert reason is not None
+    assert words in reason
+
+
+def test_what_the_tiled_kernels_are_chosen_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(native, "_CUDA_AUTO", True)
+    for c, dtype, tf32 in ((24, torch.float16, False), (56, torch.bfloat16, False),
+                           (4, torch.float32, True), (32, torch.float32, True)):  # fmt: skip
+        p = ConvProblem(8, 4 * c, 14, 14, 4 * c, 3, 3, 4, 1, 1)
+        for pass_name in ("fprop", "dgrad"):
+            asked = query(pass_name, p, dtype)._replace(allow_tf32=tf32)
+            assert native.prefers(asked) is None
+            math = "tf32" if tf32 else short(dtype)
+            assert native.kernel(asked) == f"{pass_name}_tiled_{math}_cuda"
+    monkeypatch.setattr(native, "_CUDA_AUTO", False)
+    assert "the tiled kernels have not been measured" in native.prefers(asked)

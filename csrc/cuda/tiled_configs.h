@@ -58,7 +58,7 @@ struct TiledConfig {
 inline constexpr TiledConfig kTiledConfigs[] = {
     // name       channels groups stages blocks of_fma
     {"tiled_n8",     8,      4,     3,     5,     4},
-    {"tiled_n32",   32,      1,     3,     5,     3},
+    {"tiled_n32",   32,      1,     3,     5,     4},
     {"tiled_n64",   64,      1,     3,     3,     2},
 };
 // clang-format on
@@ -127,9 +127,9 @@ inline int64_t tiled_cost(const TiledConfig& config, const TiledPlan& plan, int 
   const int64_t chunk = copies + 20 + products * plan.tile_channels / 8;
   const int64_t block = 400 + 12 * plan.tile_channels + plan.chunks * chunk;
   const int64_t rounds = ceil_of(plan.blocks(), sm_count);
-  // Few warps hide little of their latencies.
+  // Few warps hide little of their latencies, but for the many independent sums on FMA units.
   const int64_t at_once = std::min<int64_t>(rounds, config.blocks(plan.math));
-  return rounds * block + (at_once < 3 ? rounds * block : 0);
+  return rounds * block * (at_once < (plan.math == TiledMath::kFma ? 2 : 3) ? 2 : 1);
 }
 
 // Whether `config` is for so many channels of output in a group: not for more than a tile where
