@@ -139,6 +139,22 @@ std::vector<py::dict> tiled_kernels() {
   return kernels;
 }
 
+std::vector<py::dict> tiled_wgrad_kernels() {
+  std::vector<py::dict> kernels;
+  for (const cuda::TiledWgradConfig& config : cuda::kTiledWgradConfigs) {
+    py::dict kernel;
+    kernel["name"] = config.name;
+    kernel["rows"] = config.rows;
+    kernel["cols"] = config.cols;
+    kernel["groups"] = config.groups;
+    kernel["threads"] = config.threads();
+    kernel["shared_bytes"] = std::max(config.shared_bytes(2, true), config.shared_bytes(4, true));
+    kernel["blocks_per_sm"] = config.blocks_per_sm;
+    kernels.push_back(kernel);
+  }
+  return kernels;
+}
+
 cuda::Layout layout_of(bool channels_last) {
   return channels_last ? cuda::Layout::kChannelsLast : cuda::Layout::kPlanar;
 }
@@ -160,7 +176,7 @@ std::optional<std::string> tiled_refusal(const std::string& pass,
                                          const std::vector<int64_t>& extents,
                                          const std::string& dtype) {
   const char* reason =
-      cuda::tiled_refusal(kPasses.at(pass), problem_of(extents), kCudaDtypes.at(dtype));
+      cuda::any_tiled_refusal(kPasses.at(pass), problem_of(extents), kCudaDtypes.at(dtype));
   return reason != nullptr ? std::optional<std::string>(reason) : std::nullopt;
 }
 
@@ -178,7 +194,7 @@ py::dict plan_tiled(const std::string& pass, const std::vector<int64_t>& extents
                     const std::string& dtype, bool channels_last, bool allow_tf32) {
   const ConvProblem problem = problem_of(extents);
   const cuda::DType type = kCudaDtypes.at(dtype);
-  if (cuda::tiled_refusal(kPasses.at(pass), problem, type) != nullptr) {
+  if (cuda::any_tiled_refusal(kPasses.at(pass), problem, type) != nullptr) {
     throw std::invalid_argument("the tiled kernels do not take this problem");
   }
   if (sm_count < 1) throw std::invalid_argument("expected a positive number of multiprocessors");
@@ -233,6 +249,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("tiled_kernels", &grouped_conv::tiled_kernels,
         "Configurations of the tiled CUDA kernels: the channels of a group and the groups of a "
         "block; shared_bytes are the most that a block needs.");
+  m.def("tiled_wgrad_kernels", &grouped_conv::tiled_wgrad_kernels,
+        "Configurations of the tiled CUDA kernels of wgrad: rows (r, s, c) by columns k of a tile, "
+        "and the groups of a block; shared_bytes are the most that a block needs.");
   m.def("tiled_refusal", &grouped_conv::tiled_refusal, py::arg("which"), py::arg("extents"),
         py::arg("dtype"),
         "Why the tiled CUDA kernels do not take a pass of a problem, in either layout; or None.");

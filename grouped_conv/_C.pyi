@@ -28,6 +28,15 @@ class TiledKernel(TypedDict):
     blocks_per_sm: int
     blocks_of_fma: int
 
+class TiledWgradKernel(TypedDict):
+    name: str
+    rows: int
+    cols: int
+    groups: int
+    threads: int
+    shared_bytes: int
+    blocks_per_sm: int
+
 class CudaPlan(TypedDict):
     name: str
     blocks: int
@@ -49,6 +58,7 @@ def plan_fast(
     which: str, extents: list[int], sm_count: int, channels_last: bool = True
 ) -> CudaPlan: ...
 def tiled_kernels() -> list[TiledKernel]: ...
+def tiled_wgrad_kernels() -> list[TiledWgradKernel]: ...
 def tiled_refusal(which: str, extents: list[int], dtype: str) -> str | None: ...
 def plan_tiled(
     which: str,

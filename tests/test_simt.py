@@ -172,7 +172,7 @@ def plants(p: ConvProblem) -> dict[str, list[tuple[int, ...]]]:
 def planted(t: Tensor, places: list[tuple[int, ...]], p: ConvProblem, value: float) -> Tensor:
     """``t`` with one value in every second group, each at another place and channel."""
     out = t.clone()
-    per_group = p.k_per_group if t.shape[0] == p.K else p.c_per_group
+    per_group = (t.shape[0] if t.shape == p.weight_size else t.shape[1]) // p.G
     for turn, group in enumerate(range(0, p.G, 2)):
         row, column = places[turn % len(places)]
         channel = group * per_group + turn % per_group

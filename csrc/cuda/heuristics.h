@@ -12,6 +12,7 @@
 #include "cuda/nchw_configs.h"
 #include "cuda/rowstream_launch.h"
 #include "cuda/tiled_configs.h"
+#include "cuda/tiled_wgrad_configs.h"
 #include "cuda/wgrad_configs.h"
 #include "problem.h"
 
@@ -39,6 +40,11 @@ constexpr bool all_fit_shared_memory() {
   }
   for (const TiledConfig& c : kTiledConfigs) {
     if (std::max(c.shared_bytes(false), c.shared_bytes(true)) > kSharedBytesOfBlock) return false;
+  }
+  for (const TiledWgradConfig& c : kTiledWgradConfigs) {
+    for (const int bytes : {2, 4}) {
+      if (c.shared_bytes(bytes, true) > kSharedBytesOfBlock) return false;
+    }
   }
   return true;
 }
@@ -93,8 +99,8 @@ inline const char* rowstream_refusal(Pass pass, const ConvProblem& p, DType dtyp
 }
 
 // Who computes: the row-streaming kernels for NHWC tensors, or those of fprop and dgrad for NCHW
-// tensors; the tiled kernels of fprop and dgrad.
-enum class Family { kRowstream, kNchw, kTiled };
+// tensors; the tiled kernels of fprop and dgrad, or those of wgrad.
+enum class Family { kRowstream, kNchw, kTiled, kTiledWgrad };
 
 // How one of them computes a pass.
 struct FastPlan {
@@ -108,6 +114,7 @@ struct FastPlan {
   NchwPlan nchw;            // fprop and dgrad, NCHW
   WgradPlan wgrad;          // wgrad
   TiledPlan tiled;
+  TiledWgradPlan tiled_wgrad;
 };
 
 // The plan of a pass that rowstream_refusal does not refuse: of the weight gradient's kernels the
@@ -147,9 +154,29 @@ inline FastPlan plan_fast(Pass pass, const ConvProblem& p, const DeviceTraits& d
   return plan;
 }
 
-// The plan of a pass that tiled_refusal does not refuse.
+// Why no tiled kernel computes a pass; nullptr: one does.
+inline const char* any_tiled_refusal(Pass pass, const ConvProblem& p, DType dtype) {
+  return pass == Pass::kWgrad ? tiled_wgrad_refusal(p, dtype) : tiled_refusal(pass, p, dtype);
+}
+
+inline FastPlan plan_fast_tiled_wgrad(const ConvProblem& p, TiledMath math,
+                                      const DeviceTraits& device, Layout layout) {
+  FastPlan plan{};
+  plan.family = Family::kTiledWgrad;
+  plan.tiled_wgrad = plan_tiled_wgrad(math, layout == Layout::kPlanar, p, device.sm_count);
+  const TiledWgradConfig& config = kTiledWgradConfigs[plan.tiled_wgrad.config];
+  plan.name = config.name;
+  plan.workspace_bytes = plan.tiled_wgrad.workspace_bytes(p);
+  plan.blocks = plan.tiled_wgrad.blocks();
+  plan.threads = config.threads();
+  plan.shared_bytes = config.shared_bytes(tiled_element_bytes(math), plan.tiled_wgrad.vector);
+  return plan;
+}
+
+// The plan of a pass that any_tiled_refusal does not refuse.
 inline FastPlan plan_fast_tiled(Pass pass, const ConvProblem& p, TiledMath math,
                                 const DeviceTraits& device, Layout layout) {
+  if (pass == Pass::kWgrad) return plan_fast_tiled_wgrad(p, math, device, layout);
   FastPlan plan{};
   plan.family = Family::kTiled;
   plan.tiled = plan_tiled(pass, p, math, layout == Layout::kChannelsLast, device.sm_count);

@@ -93,7 +93,7 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y, bo
   const bool channels_last = suggests_channels_last(x);
   const Layout layout = channels_last ? Layout::kChannelsLast : Layout::kPlanar;
   const bool rowstream = rowstream_refusal(pass, problem, dtype, layout) == nullptr;
-  const bool tiled = !rowstream && tiled_refusal(pass, problem, dtype) == nullptr;
+  const bool tiled = !rowstream && any_tiled_refusal(pass, problem, dtype) == nullptr;
   const bool fast = rowstream || tiled;
   if (fast) {
     // What the pass writes is fresh, hence dense and aligned already.

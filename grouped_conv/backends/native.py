@@ -124,8 +124,6 @@ def _no_tiled(query: Query) -> str | None:
 
     Mirrors ``tiled_refusal`` in C++, as far as it does not depend on batch and image.
     """
-    if query.pass_name == "wgrad":
-        return "the tiled kernels are for fprop and dgrad"
     if query.dtype is torch.float64:
         return "the tiled kernels do not compute in float64"
     return None

@@ -36,6 +36,7 @@ std::vector<EmulatedKernel> conv_kernels();  // fprop and dgrad
 std::vector<EmulatedKernel> nchw_kernels();
 std::vector<EmulatedKernel> wgrad_kernels();
 std::vector<EmulatedKernel> tiled_kernels();
+std::vector<EmulatedKernel> tiled_wgrad_kernels();
 
 // fprop by a configuration of the row-streaming kernels, with the epilogue or the statistics of the
 // arguments.
