@@ -32,7 +32,7 @@ struct NchwTile {
   int columns;        // of each row, in the tile; at least width: all of them
   int rows_of_step;
   bool whole_images;  // a block walks through all rows
-  int image_slots;    // from an image to the next
+  int image_slots;    // from an image to the next; 0: nobody looks at both at the same time
 };
 
 constexpr int round_up(int value, int unit) { return (value + unit - 1) / unit * unit; }
@@ -75,7 +75,7 @@ constexpr NchwBands bands_of(const NchwTile& tile, Runs runs, int steps) {
   }
   bands.lanes_log2 = lanes_log2_of(words);
   bands.image_pitch = tile.channels * bands.plane_pitch;
-  if (tile.images > 1) {
+  if (tile.images > 1 && tile.image_slots > 0) {
     bands.image_pitch = pitch_of(bands.image_pitch, round_up(2 * tile.image_slots, 16) % 128, 128);
   }
   bands.bytes = tile.images * bands.image_pitch;

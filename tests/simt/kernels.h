@@ -34,6 +34,7 @@ struct EmulatedKernel {
 std::vector<EmulatedKernel> conv_kernels();  // fprop and dgrad
 std::vector<EmulatedKernel> nchw_kernels();
 std::vector<EmulatedKernel> wgrad_kernels();
+std::vector<EmulatedKernel> nchw_wgrad_kernels();
 
 // fprop by a configuration of the row-streaming kernels, with the epilogue or the statistics of the
 // arguments.
