@@ -10,6 +10,7 @@
 #include "cuda/configs.h"
 #include "cuda/launch.h"
 #include "cuda/nchw_configs.h"
+#include "cuda/nchw_wgrad_configs.h"
 #include "cuda/rowstream_launch.h"
 #include "cuda/wgrad_configs.h"
 #include "problem.h"
@@ -36,6 +37,9 @@ constexpr bool all_fit_shared_memory() {
   for (const RowstreamConfig& c : kNchwConfigs) {
     if (most_nchw_shared_bytes(c) > kSharedBytesOfBlock) return false;
   }
+  for (const NchwWgradConfig& c : kNchwWgradConfigs) {
+    if (most_nchw_wgrad_shared_bytes(c) > kSharedBytesOfBlock) return false;
+  }
   return true;
 }
 static_assert(all_fit_shared_memory());
@@ -57,11 +61,7 @@ enum class Layout { kChannelsLast, kPlanar };
 
 // Why the row-streaming kernels do not compute a pass; nullptr: they do. What does not depend on
 // the batch and the image is mirrored in backends/native.py.
-inline const char* rowstream_refusal(Pass pass, const ConvProblem& p, DType dtype,
-                                     Layout layout = Layout::kChannelsLast) {
-  if (layout == Layout::kPlanar && pass == Pass::kWgrad) {
-    return "the row-streaming kernels take the weight gradient of channels_last tensors only";
-  }
+inline const char* rowstream_refusal(Pass pass, const ConvProblem& p, DType dtype) {
   if (dtype != DType::kFloat16 && dtype != DType::kBFloat16) {
     return "the row-streaming kernels compute in 16 bits";
   }
@@ -88,7 +88,7 @@ inline const char* rowstream_refusal(Pass pass, const ConvProblem& p, DType dtyp
   return nullptr;
 }
 
-// Who computes: the kernels for NHWC tensors, or those of fprop and dgrad for NCHW tensors.
+// Who computes: the kernels for NHWC tensors, or those for NCHW tensors.
 enum class Family { kRowstream, kNchw };
 
 // How the row-streaming kernels compute a pass.
@@ -99,9 +99,10 @@ struct FastPlan {
   int64_t blocks;
   int threads;
   int shared_bytes;
-  RowstreamPlan rowstream;  // fprop and dgrad, NHWC
-  NchwPlan nchw;            // fprop and dgrad, NCHW
-  WgradPlan wgrad;          // wgrad
+  RowstreamPlan rowstream;   // fprop and dgrad, NHWC
+  NchwPlan nchw;             // fprop and dgrad, NCHW
+  WgradPlan wgrad;           // wgrad, NHWC
+  NchwWgradPlan nchw_wgrad;  // wgrad, NCHW
 };
 
 // The plan of a pass that rowstream_refusal does not refuse: of the weight gradient's kernels the
@@ -109,7 +110,16 @@ struct FastPlan {
 inline FastPlan plan_fast(Pass pass, const ConvProblem& p, const DeviceTraits& device,
                           Layout layout = Layout::kChannelsLast, Tail tail = Tail::kNone) {
   FastPlan plan{};
-  if (layout == Layout::kPlanar) {
+  if (layout == Layout::kPlanar && pass == Pass::kWgrad) {
+    plan.family = Family::kNchw;
+    plan.nchw_wgrad = plan_nchw_wgrad(p, device.sm_count);
+    const NchwWgradConfig& config = kNchwWgradConfigs[plan.nchw_wgrad.tiles.config];
+    plan.name = config.name;
+    plan.workspace_bytes = plan.nchw_wgrad.tiles.workspace_bytes(p);
+    plan.blocks = plan.nchw_wgrad.blocks();
+    plan.threads = config.threads();
+    plan.shared_bytes = plan.nchw_wgrad.shared_bytes();
+  } else if (layout == Layout::kPlanar) {
     plan.family = Family::kNchw;
     plan.nchw = plan_nchw(pass, p, device.sm_count);
     const RowstreamConfig& config = kNchwConfigs[plan.nchw.tiles.config];

@@ -64,11 +64,11 @@ GC_DEVICE void nchw_wgrad_multiply(const NchwWgradRows<Traits>& rows, NchwWgradT
     uint32_t dy[kDyRows][NchwWgradTile<Traits>::kDyPlanes][2];
     GC_UNROLL
     for (int before = 1; before < kDyRows; ++before) {
-      rows.load_dy(dy[before], lane, begin - before, channel);
+      rows.template load_dy<true>(dy[before], lane, begin - before, channel);
     }
     GC_NO_UNROLL
     for (int step = begin; step < end; ++step) {
-      rows.load_dy(dy[0], lane, step, channel);
+      rows.template load_dy<false>(dy[0], lane, step, channel);
       tile.template add_step<kExact>(rows, lane, step, dy);
       GC_UNROLL
       for (int before = kDyRows - 1; before > 0; --before) {

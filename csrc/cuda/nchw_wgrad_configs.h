@@ -43,6 +43,11 @@ inline constexpr int kNchwWgradConfigCount = int(std::size(kNchwWgradConfigs));
 // What a block may have, as on sm_86, sm_89 and sm_120.
 inline constexpr int kNchwWgradSharedBytes = 99 * 1024;
 
+// Of any plan.
+constexpr int most_nchw_wgrad_shared_bytes(const NchwWgradConfig& config) {
+  return std::max(kNchwWgradSharedBytes, config.sum_bytes());
+}
+
 // A tile is a row of `images` images side by side in the slots, `pitch` apart, which is even: two
 // pixels that are multiplied together are of one image. Or it is one strip of a row. A band is
 // `rows_of_band` rows of dy of a tile, with the rows of x that it meets; those of all tiles, one

@@ -149,17 +149,18 @@ class NchwWgradRows {
   GC_DEVICE bool has_x(int row) const { return row >= band_.x.row && row < band_.x.row_end; }
 
   // Brings, for kPlanes planes eight channels apart from `plane` on, the lane's pixels of a row of
-  // dy: zeros where there are none, and where the row is not the block's.
-  template <int kPlanes>
+  // dy: zeros where there are none, and where the row is not the block's. With kBefore the row may
+  // be one of the band before.
+  template <bool kBefore, int kPlanes>
   GC_DEVICE void load_dy(uint32_t (&pixels)[kPlanes][2], const NchwWgradPixels<Traits>& lane,
                          int row, int plane) const {
-    const bool before = row < band_.dy_begin;
+    const bool before = kBefore && row < band_.dy_begin;
     BandArea area = band_.dy;
     if (before) area.row -= args_.rows_of_band;
     const uint32_t at = (before ? dy_before_at_ : dy_at_) + plane * args_.dy.plane_pitch +
                         (row - area.row) * args_.dy.row_pitch + dy_.phase(area, row, plane);
     const uint32_t word = at & ~3u, shift = at % 4 * 8;
-    const bool wanted = has_dy(row);
+    const bool wanted = kBefore ? has_dy(row) : row < band_.dy_end;
     GC_UNROLL
     for (int i = 0; i < kPlanes; ++i) {
       GC_UNROLL

@@ -92,7 +92,7 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y,
   const DType dtype = dtype_of(x);
   const bool channels_last = suggests_channels_last(x);
   const Layout layout = channels_last ? Layout::kChannelsLast : Layout::kPlanar;
-  const bool fast = rowstream_refusal(pass, problem, dtype, layout) == nullptr;
+  const bool fast = rowstream_refusal(pass, problem, dtype) == nullptr;
   if (fast) {
     // What the pass writes is fresh, hence dense and aligned already.
     const auto format = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
