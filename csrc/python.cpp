@@ -114,8 +114,7 @@ std::vector<py::dict> nchw_kernels() {
     kernels.push_back(cuda_kernel(config, cuda::most_nchw_shared_bytes(config)));
   }
   for (const cuda::NchwWgradConfig& config : cuda::kNchwWgradConfigs) {
-    kernels.push_back(
-        cuda_kernel(config, config.stride, {"wgrad"}, cuda::most_nchw_wgrad_shared_bytes(config)));
+    kernels.push_back(cuda_kernel(config, config.stride, {"wgrad"}, config.most_shared_bytes()));
   }
   return kernels;
 }

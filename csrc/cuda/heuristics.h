@@ -38,7 +38,8 @@ constexpr bool all_fit_shared_memory() {
     if (most_nchw_shared_bytes(c) > kSharedBytesOfBlock) return false;
   }
   for (const NchwWgradConfig& c : kNchwWgradConfigs) {
-    if (most_nchw_wgrad_shared_bytes(c) > kSharedBytesOfBlock) return false;
+    if (c.sum_bytes() > c.most_shared_bytes()) return false;
+    if (c.most_shared_bytes() > kSharedBytesOfBlock) return false;
   }
   return true;
 }

@@ -105,7 +105,7 @@ class NchwInput {
       uint32_t channel[8];
       GC_UNROLL
       for (int k = 0; k < 8; ++k) {
-        channel[k] = source + k * bands.plane_pitch + tensor_.phase(area_, input_row, k);
+        channel[k] = source + k * bands.plane_pitch + tensor_.phase(area_, k);
       }
       GC_UNROLL
       for (int i = 0; i < kPerThread; ++i) {

@@ -63,7 +63,7 @@ class NchwOutput {
       for (int i = 0; i < 2; ++i) {
         target_[row][i] = band_ + (output_row - area_.row) * tensor_.bands().row_pitch +
                           (plane_ + i) * tensor_.bands().plane_pitch +
-                          tensor_.phase(area_, output_row, plane_ + i);
+                          tensor_.phase(area_, plane_ + i);
       }
     }
   }

@@ -35,10 +35,9 @@ class PlanarTensor {
   GC_DEVICE int image() const { return image_; }
   GC_DEVICE void next_tile(int images) { image_ += images; }
 
-  // The phase of the run that a row of the block's channel `plane` is part of.
-  GC_DEVICE uint32_t phase(const BandArea& area, int row, int plane) const {
-    const int first = bands_.runs == Runs::kRow ? row : area.row;
-    return uint32_t(2 * (first * width_ + area.column) + plane * bands_.plane_phase) % 16;
+  // The phase of the first run of the block's channel `plane`.
+  GC_DEVICE uint32_t phase(const BandArea& area, int plane) const {
+    return uint32_t(2 * (area.row * width_ + area.column) + plane * bands_.plane_phase) % 16;
   }
 
   // Calls function(offset, target, begin, end, active) for the words of a band that are this
@@ -66,11 +65,11 @@ class PlanarTensor {
         const int image = by_image ? run : run / Traits::kChannels;
         const int plane = by_image ? 0 : run % Traits::kChannels;
         const int begin = plane * plane_bytes + (by_image ? 0 : in_plane);
-        const int phase = begin % 16;
+        const int phase = int(uint32_t(begin) % 16);
         const int64_t image_begin =
             (int64_t(image_ + image) * channels_ + first_channel_) * plane_bytes;
-        const uint32_t target =
-            image * bands_.image_pitch + plane * bands_.plane_pitch + i * bands_.row_pitch;
+        const uint32_t target = image * bands_.image_pitch + plane * bands_.plane_pitch +
+                                this->phase(area, plane) + i * bands_.row_pitch - phase;
         const bool exists = run < runs && plane < planes_;
         GC_NO_UNROLL
         for (int at = 0; at < words; at += lanes) {

@@ -21,6 +21,11 @@ struct NchwWgradConfig : WgradShape {
   constexpr int warps() const { return warps_per_part() * parts(); }
   constexpr int threads() const { return 32 * warps(); }
   constexpr int sum_bytes() const { return parts() * sum_lines() * sum_line_bytes(); }
+  // Of shared memory, that a block of any plan may have: what there is on sm_86, sm_89 and sm_120,
+  // and the share of it on the largest multiprocessors. 1 KB of each block is the system's.
+  constexpr int most_shared_bytes() const {
+    return std::min(100 * 1024, 228 * 1024 / blocks_per_sm) - 1024;
+  }
 };
 
 // clang-format off
@@ -28,25 +33,17 @@ inline constexpr NchwWgradConfig kNchwWgradConfigs[] = {
     // name                cpg stride channels slots co_tiles slot_parts row_parts blocks_per_sm
     {"nchw_wgrad_c4_s1",    4,  1,     16,      64,   1,       4,         1,        2},
     {"nchw_wgrad_c8_s1",    8,  1,     16,      64,   1,       4,         1,        2},
-    {"nchw_wgrad_c16_s1",  16,  1,     16,      64,   1,       4,         2,        2},
+    {"nchw_wgrad_c16_s1",  16,  1,     16,      32,   1,       2,         2,        3},
     {"nchw_wgrad_c32_s1",  32,  1,     32,      64,   2,       4,         1,        1},
     {"nchw_wgrad_c64_s1",  64,  1,     64,      32,   2,       1,         1,        1},
     {"nchw_wgrad_c4_s2",    4,  2,     16,      32,   1,       2,         2,        2},
     {"nchw_wgrad_c8_s2",    8,  2,     16,      32,   1,       2,         2,        2},
-    {"nchw_wgrad_c16_s2",  16,  2,     16,      32,   1,       2,         4,        2},
+    {"nchw_wgrad_c16_s2",  16,  2,     16,      32,   1,       2,         2,        3},
     {"nchw_wgrad_c32_s2",  32,  2,     32,      32,   2,       2,         2,        1},
     {"nchw_wgrad_c64_s2",  64,  2,     64,      32,   2,       1,         1,        1},
 };
 // clang-format on
 inline constexpr int kNchwWgradConfigCount = int(std::size(kNchwWgradConfigs));
-
-// What a block may have, as on sm_86, sm_89 and sm_120.
-inline constexpr int kNchwWgradSharedBytes = 99 * 1024;
-
-// Of any plan.
-constexpr int most_nchw_wgrad_shared_bytes(const NchwWgradConfig& config) {
-  return std::max(kNchwWgradSharedBytes, config.sum_bytes());
-}
 
 // A tile is a row of `images` images side by side in the slots, `pitch` apart, which is even: two
 // pixels that are multiplied together are of one image. Or it is one strip of a row. A band is
@@ -95,7 +92,7 @@ constexpr bool cut_wgrad_bands(NchwWgradPlan& plan, const ConvProblem& p, int ro
   tile.width = int(p.Q);
   tile.columns = strips ? plan.tiles.strip : tile.width;
   plan.dy = bands_of(tile, runs, plan.rows_of_band);
-  return plan.shared_bytes() <= kNchwWgradSharedBytes;
+  return plan.shared_bytes() <= config.most_shared_bytes();
 }
 
 // As many images side by side as fit as a whole; else bands of a few rows, which begin at a sector
@@ -153,7 +150,7 @@ inline NchwWgradPlan plan_nchw_wgrad(int config_index, const ConvProblem& p, int
   const int64_t block_bytes =
       band_bytes + 2 * 4 * 9 * int64_t(config.channels) * config.c_per_group;
   tiles.splits = wgrad_splits(tiles.rows, band_bytes, block_bytes, tiles.channel_blocks,
-                              config.blocks_per_sm, sm_count);
+                              config.warps(), config.blocks_per_sm, sm_count);
   return plan;
 }
 

@@ -94,8 +94,7 @@ struct NchwWgradBand {
 template <class Traits>
 struct NchwWgradPixels {
   uint32_t x_offset[2], dy_offset[2];  // from the first column of the first image
-  uint32_t outputs[2];                 // ones where there are pixels of dy
-  uint32_t taps[3][2];                 // by s: ones where they meet pixels of x
+  uint32_t taps[3][2];                 // by s: ones where there are and they meet pixels of x
 
   GC_DEVICE NchwWgradPixels(const NchwWgradArgs& args, const NchwWgradBand& band, int first_slot) {
     GC_UNROLL
@@ -107,7 +106,6 @@ struct NchwWgradPixels {
       const bool next_used = used && column + 1 < band.columns;
       x_offset[half] = used ? image * args.x.image_pitch + 2 * column * Traits::kStride : 0;
       dy_offset[half] = used ? image * args.dy.image_pitch + 2 * column : 0;
-      outputs[half] = ones(used, next_used);
       GC_UNROLL
       for (int s = 0; s < 3; ++s) {
         const int x = band.first_x + column * Traits::kStride + s;
@@ -149,26 +147,27 @@ class NchwWgradRows {
   GC_DEVICE bool has_x(int row) const { return row >= band_.x.row && row < band_.x.row_end; }
 
   // Brings, for kPlanes planes eight channels apart from `plane` on, the lane's pixels of a row of
-  // dy: zeros where there are none, and where the row is not the block's. With kBefore the row may
-  // be one of the band before.
+  // dy: others where there are none, which meet zeros of x, and zeros where the row is not the
+  // block's. With kBefore the row may be one of the band before.
   template <bool kBefore, int kPlanes>
   GC_DEVICE void load_dy(uint32_t (&pixels)[kPlanes][2], const NchwWgradPixels<Traits>& lane,
                          int row, int plane) const {
-    const bool before = kBefore && row < band_.dy_begin;
+    // Another row in place of one that there is not, which is masked.
+    const bool wanted = kBefore ? has_dy(row) : row < band_.dy_end;
+    const int loaded = wanted ? row : band_.dy_end - 1;
+    const bool before = kBefore && loaded < band_.dy_begin;
     BandArea area = band_.dy;
     if (before) area.row -= args_.rows_of_band;
     const uint32_t at = (before ? dy_before_at_ : dy_at_) + plane * args_.dy.plane_pitch +
-                        (row - area.row) * args_.dy.row_pitch + dy_.phase(area, row, plane);
-    const uint32_t word = at & ~3u, shift = at % 4 * 8;
-    const bool wanted = kBefore ? has_dy(row) : row < band_.dy_end;
+                        (loaded - area.row) * args_.dy.row_pitch + dy_.phase(area, plane);
+    const uint32_t word = at & ~3u, shift = at % 4 * 8, mask = wanted ? ~0u : 0;
     GC_UNROLL
     for (int i = 0; i < kPlanes; ++i) {
       GC_UNROLL
       for (int half = 0; half < 2; ++half) {
         const uint32_t from = word + lane.dy_offset[half] + 8 * i * args_.dy.plane_pitch;
-        const uint32_t low = device::load_shared_4(from, wanted);
-        const uint32_t high = device::load_shared_4(from + 4, wanted && shift != 0);
-        pixels[i][half] = shifted(low, high, shift) & lane.outputs[half];
+        const uint32_t low = device::load_shared_4(from), high = device::load_shared_4(from + 4);
+        pixels[i][half] = shifted(low, high, shift) & mask;
       }
     }
   }
@@ -177,7 +176,7 @@ class NchwWgradRows {
   GC_DEVICE void load_x(uint32_t (&pixels)[3][2], const NchwWgradPixels<Traits>& lane, int row,
                         int plane) const {
     const uint32_t at = x_at_ + plane * args_.x.plane_pitch +
-                        (row - band_.x.row) * args_.x.row_pitch + x_.phase(band_.x, row, plane);
+                        (row - band_.x.row) * args_.x.row_pitch + x_.phase(band_.x, plane);
     const uint32_t word = at & ~3u, shift = at % 4 * 8;
     const bool wanted = Traits::kStride == 1 || has_x(row);
     GC_UNROLL

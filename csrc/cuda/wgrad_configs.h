@@ -126,9 +126,10 @@ inline bool wgrad_supports(const WgradShape& config, const ConvProblem& p) {
 
 // In how many equal shares to deal out `units` of work to the blocks of each block of channels, so
 // that the busiest multiprocessor is busy for the shortest time: counted in bytes that pass through
-// it, of the units and `block_bytes` of each block. Few warps hide less of their latencies.
+// it, of the units and `block_bytes` of each block; more where it has few warps, `warps` of each of
+// `blocks_at_once` blocks, and so hides less of their latencies.
 inline int wgrad_splits(int64_t units, int64_t unit_bytes, int64_t block_bytes, int channel_blocks,
-                        int resident_blocks, int sm_count) {
+                        int warps, int blocks_at_once, int sm_count) {
   int64_t least_cost = std::numeric_limits<int64_t>::max();
   int64_t best = 1;
   for (int blocks_of_sm = 1; blocks_of_sm <= 4; ++blocks_of_sm) {
@@ -138,7 +139,8 @@ inline int wgrad_splits(int64_t units, int64_t unit_bytes, int64_t block_bytes, 
     const int64_t splits = ceil_div(units, share);
     const int64_t blocks_of_busiest = ceil_div(channel_blocks * splits, sm_count);
     const int64_t bytes = blocks_of_busiest * (share * unit_bytes + block_bytes);
-    const int64_t cost = blocks_of_busiest < resident_blocks ? bytes + bytes / 8 : bytes;
+    const int64_t present = std::min<int64_t>(blocks_of_busiest, blocks_at_once) * warps;
+    const int64_t cost = bytes + (present < 8 ? bytes / 2 : present < 16 ? bytes / 8 : 0);
     if (cost < least_cost) {
       least_cost = cost;
       best = splits;
@@ -175,8 +177,9 @@ inline WgradPlan plan_wgrad(int config_index, const ConvProblem& p, int sm_count
       2 * config.channels * int64_t(plan.images) * plan.strip * (1 + config.stride * config.stride);
   const int64_t partial_bytes = 2 * 4 * 9 * int64_t(config.channels) * config.c_per_group;
   constexpr int kRowsToStart = 3;  // rows of x read twice, and the time until the first ones arrive
+  constexpr int kWarps = 16;       // rows come so far ahead that few warps do as well
   plan.splits = wgrad_splits(plan.rows, row_bytes, kRowsToStart * row_bytes + partial_bytes,
-                             plan.channel_blocks, 1, sm_count);
+                             plan.channel_blocks, kWarps, 1, sm_count);
   return plan;
 }
 
