@@ -112,5 +112,6 @@ def test_traffic_is_that_of_nhwc(layer: Any, pass_name: Pass):
     rows_are_words = layer.W % 8 == 0
     most = 1.1 if rows_are_words else 1.3
     assert planar.total("sectors") <= most * by_pixel.total("sectors")
-    assert planar.mma <= 1.05 * by_pixel.mma
+    # Seven pixels take eight slots in the weight gradient, which goes by pairs of them.
+    assert planar.mma <= (1.05 if layer.W % 2 == 0 or pass_name == "fprop" else 1.12) * by_pixel.mma
     assert planar.plan["blocks"] >= 0.9 * SM

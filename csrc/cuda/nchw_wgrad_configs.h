@@ -38,9 +38,9 @@ inline constexpr NchwWgradConfig kNchwWgradConfigs[] = {
     {"nchw_wgrad_c64_s1",  64,  1,     64,      32,   2,       1,         1,        1},
     {"nchw_wgrad_c4_s2",    4,  2,     16,      32,   1,       2,         2,        2},
     {"nchw_wgrad_c8_s2",    8,  2,     16,      32,   1,       2,         2,        2},
-    {"nchw_wgrad_c16_s2",  16,  2,     16,      32,   1,       2,         2,        3},
-    {"nchw_wgrad_c32_s2",  32,  2,     32,      32,   2,       2,         2,        1},
-    {"nchw_wgrad_c64_s2",  64,  2,     64,      32,   2,       1,         1,        1},
+    {"nchw_wgrad_c16_s2",  16,  2,     16,      16,   1,       1,         4,        3},
+    {"nchw_wgrad_c32_s2",  32,  2,     32,      16,   2,       1,         4,        1},
+    {"nchw_wgrad_c64_s2",  64,  2,     64,      16,   2,       1,         1,        1},
 };
 // clang-format on
 inline constexpr int kNchwWgradConfigCount = int(std::size(kNchwWgradConfigs));
@@ -69,6 +69,11 @@ struct NchwWgradPlan {
   constexpr int64_t blocks() const { return tiles.blocks(); }
 };
 
+// Bytes of a channel plane up to which whole images are copied in one run, or half of them where
+// every second pixel is wanted. Larger planes lose little by runs of their own, whose pitch keeps
+// them off each other's banks.
+inline constexpr int kMostPlaneOfImageRun = 512;
+
 // Of a plan's tiles; tells whether the bands fit.
 constexpr bool cut_wgrad_bands(NchwWgradPlan& plan, const ConvProblem& p, int rows_of_band) {
   const NchwWgradConfig& config = kNchwWgradConfigs[plan.tiles.config];
@@ -77,7 +82,10 @@ constexpr bool cut_wgrad_bands(NchwWgradPlan& plan, const ConvProblem& p, int ro
   plan.bands_of_tile = int(ceil_div(p.P, plan.rows_of_band));
   const bool whole = plan.bands_of_tile == 1;
   plan.dy_places = whole ? 2 : 3;
-  const Runs runs = strips ? Runs::kRow : whole ? Runs::kImage : Runs::kRows;
+  const auto runs_of = [&](int64_t pixels, int stride) {
+    if (strips) return Runs::kRow;
+    return whole && 2 * pixels * stride <= kMostPlaneOfImageRun ? Runs::kImage : Runs::kRows;
+  };
   NchwTile tile{};
   tile.images = plan.tiles.images;
   tile.channels = config.channels;
@@ -87,11 +95,11 @@ constexpr bool cut_wgrad_bands(NchwWgradPlan& plan, const ConvProblem& p, int ro
   tile.width = int(p.W);
   tile.columns = strips ? config.stride * (plan.tiles.strip - 1) + 3 : tile.width;
   const int x_rows = config.stride * plan.rows_of_band + 3 - config.stride;
-  plan.x = bands_of(tile, runs, x_rows);
+  plan.x = bands_of(tile, runs_of(p.H * p.W, config.stride), std::min(x_rows, tile.height));
   tile.height = int(p.P);
   tile.width = int(p.Q);
   tile.columns = strips ? plan.tiles.strip : tile.width;
-  plan.dy = bands_of(tile, runs, plan.rows_of_band);
+  plan.dy = bands_of(tile, runs_of(p.P * p.Q, 1), plan.rows_of_band);
   return plan.shared_bytes() <= config.most_shared_bytes();
 }
 
@@ -103,7 +111,7 @@ constexpr void cut_wgrad_tiles(NchwWgradPlan& plan, const ConvProblem& p) {
   const int stride = kNchwWgradConfigs[plan.tiles.config].stride;
   const int most_images = plan.tiles.images;
   if (p.P <= kMostWholeRows) {
-    for (; plan.tiles.images > most_images / 2; --plan.tiles.images) {
+    for (; plan.tiles.images >= (most_images + 1) / 2; --plan.tiles.images) {
       if (cut_wgrad_bands(plan, p, int(p.P))) return;
     }
   }

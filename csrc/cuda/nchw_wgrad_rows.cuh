@@ -73,6 +73,8 @@ struct NchwWgradBand {
     if (band_args.x.runs != Runs::kImage) {
       x.row = larger(dy_begin * args.stride - args.pad_h, 0);
       x.row_end = larger(smaller(dy_end * args.stride + more - args.pad_h, args.H), x.row);
+    }
+    if (band_args.dy.runs != Runs::kImage) {
       dy.row = dy_begin;
       dy.row_end = dy_end;
     }
