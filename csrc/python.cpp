@@ -73,30 +73,37 @@ std::optional<std::string> direct_refusal(const std::vector<int64_t>& extents,
 const std::map<std::string, Pass> kPasses = {
     {"fprop", Pass::kFprop}, {"dgrad", Pass::kDgrad}, {"wgrad", Pass::kWgrad}};
 
+template <typename Config>
+py::dict cuda_kernel(const Config& config, int stride, const std::vector<std::string>& passes,
+                     int shared_bytes) {
+  py::dict kernel;
+  kernel["name"] = config.name;
+  kernel["passes"] = passes;
+  kernel["c_per_group"] = config.c_per_group;
+  kernel["stride"] = stride;
+  kernel["threads"] = config.threads();
+  kernel["shared_bytes"] = shared_bytes;
+  kernel["blocks_per_sm"] = config.blocks_per_sm;
+  return kernel;
+}
+
+// Of fprop and dgrad.
+py::dict cuda_kernel(const cuda::RowstreamConfig& config, int shared_bytes) {
+  const int stride = config.walk == cuda::Walk::kUnitStride ? 1 : 2;
+  std::vector<std::string> passes;
+  for (const auto& [name, pass] : kPasses) {
+    if (cuda::rowstream_runs(config.walk, pass, stride)) passes.push_back(name);
+  }
+  return cuda_kernel(config, stride, passes, shared_bytes);
+}
+
 std::vector<py::dict> cuda_kernels() {
   std::vector<py::dict> kernels;
-  const auto add = [&](const char* name, std::vector<std::string> passes, const auto& config,
-                       int stride) {
-    py::dict kernel;
-    kernel["name"] = name;
-    kernel["passes"] = passes;
-    kernel["c_per_group"] = config.c_per_group;
-    kernel["stride"] = stride;
-    kernel["threads"] = config.threads();
-    kernel["shared_bytes"] = config.shared_bytes();
-    kernel["blocks_per_sm"] = config.blocks_per_sm;
-    kernels.push_back(kernel);
-  };
   for (const cuda::RowstreamConfig& config : cuda::kRowstreamConfigs) {
-    std::vector<std::string> passes;
-    const int stride = config.walk == cuda::Walk::kUnitStride ? 1 : 2;
-    for (const auto& [name, pass] : kPasses) {
-      if (cuda::rowstream_runs(config.walk, pass, stride)) passes.push_back(name);
-    }
-    add(config.name, passes, config, stride);
+    kernels.push_back(cuda_kernel(config, config.shared_bytes()));
   }
   for (const cuda::WgradConfig& config : cuda::kWgradConfigs) {
-    add(config.name, {"wgrad"}, config, config.stride);
+    kernels.push_back(cuda_kernel(config, config.stride, {"wgrad"}, config.shared_bytes()));
   }
   return kernels;
 }
@@ -104,20 +111,10 @@ std::vector<py::dict> cuda_kernels() {
 std::vector<py::dict> nchw_kernels() {
   std::vector<py::dict> kernels;
   for (const cuda::RowstreamConfig& config : cuda::kNchwConfigs) {
-    py::dict kernel;
-    const int stride = config.walk == cuda::Walk::kUnitStride ? 1 : 2;
-    std::vector<std::string> passes;
-    for (const auto& [name, pass] : kPasses) {
-      if (cuda::rowstream_runs(config.walk, pass, stride)) passes.push_back(name);
-    }
-    kernel["name"] = config.name;
-    kernel["passes"] = passes;
-    kernel["c_per_group"] = config.c_per_group;
-    kernel["stride"] = stride;
-    kernel["threads"] = config.threads();
-    kernel["shared_bytes"] = cuda::most_nchw_shared_bytes(config);
-    kernel["blocks_per_sm"] = config.blocks_per_sm;
-    kernels.push_back(kernel);
+    kernels.push_back(cuda_kernel(config, cuda::most_nchw_shared_bytes(config)));
+  }
+  for (const cuda::NchwWgradConfig& config : cuda::kNchwWgradConfigs) {
+    kernels.push_back(cuda_kernel(config, config.stride, {"wgrad"}, config.most_shared_bytes()));
   }
   return kernels;
 }
@@ -166,9 +163,9 @@ const std::map<std::string, cuda::DType> kCudaDtypes = {{"float32", cuda::DType:
 
 std::optional<std::string> rowstream_refusal(const std::string& pass,
                                              const std::vector<int64_t>& extents,
-                                             const std::string& dtype, bool channels_last) {
-  const char* reason = cuda::rowstream_refusal(kPasses.at(pass), problem_of(extents),
-                                               kCudaDtypes.at(dtype), layout_of(channels_last));
+                                             const std::string& dtype) {
+  const char* reason =
+      cuda::rowstream_refusal(kPasses.at(pass), problem_of(extents), kCudaDtypes.at(dtype));
   return reason != nullptr ? std::optional<std::string>(reason) : std::nullopt;
 }
 
@@ -206,13 +203,12 @@ py::dict plan_tiled(const std::string& pass, const std::vector<int64_t>& extents
 py::dict plan_fast(const std::string& pass, const std::vector<int64_t>& extents, int sm_count,
                    bool channels_last) {
   const ConvProblem problem = problem_of(extents);
-  const cuda::Layout layout = layout_of(channels_last);
-  if (cuda::rowstream_refusal(kPasses.at(pass), problem, cuda::DType::kFloat16, layout) !=
-      nullptr) {
+  if (cuda::rowstream_refusal(kPasses.at(pass), problem, cuda::DType::kFloat16) != nullptr) {
     throw std::invalid_argument("the row-streaming kernels do not take this problem");
   }
   if (sm_count < 1) throw std::invalid_argument("expected a positive number of multiprocessors");
-  return as_dict(cuda::plan_fast(kPasses.at(pass), problem, {sm_count}, layout));
+  return as_dict(
+      cuda::plan_fast(kPasses.at(pass), problem, {sm_count}, layout_of(channels_last)));
 }
 
 }  // namespace
@@ -237,10 +233,10 @@ PYBIND11_MODULE(_C, m) {
         "Configurations of the row-streaming CUDA kernels for NHWC tensors, those of fprop and "
         "dgrad first.");
   m.def("nchw_kernels", &grouped_conv::nchw_kernels,
-        "Configurations of the row-streaming CUDA kernels of fprop and dgrad for NCHW tensors; "
-        "shared_bytes are the most that a problem needs.");
+        "Configurations of the row-streaming CUDA kernels for NCHW tensors, those of fprop and "
+        "dgrad first; shared_bytes are the most that a problem needs.");
   m.def("rowstream_refusal", &grouped_conv::rowstream_refusal, py::arg("which"), py::arg("extents"),
-        py::arg("dtype"), py::arg("channels_last") = true,
+        py::arg("dtype"),
         "Why the row-streaming CUDA kernels do not take a pass (fprop, dgrad, wgrad) of a problem, "
         "extents as in direct_refusal, with NHWC or NCHW operands; or None.");
   m.def("plan_fast", &grouped_conv::plan_fast, py::arg("which"), py::arg("extents"),

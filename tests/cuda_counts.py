@@ -206,7 +206,6 @@ def main() -> None:
         Row(layer, pass_name, n, planar)
         for planar in (False, True)
         for pass_name in PASSES
-        if not planar or pass_name != "wgrad"
         for layer in network("resnext50")
         for n in batches
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from cuda_counts import SM, Row
 from emulator import Operands
 from test_simt import (
+    COMBINATIONS,
     MULTIPROCESSORS,
     SHAPES,
     UNIT_STRIDE,
@@ -22,10 +22,10 @@ from test_simt import (
     wrong,
 )
 
+from grouped_conv.problem import Pass
+
 pytestmark = pytest.mark.once
 
-PASSES = ("fprop", "dgrad")
-COMBINATIONS = list(itertools.product(PASSES, (4, 8, 16, 32, 64), (1, 2)))
 # Beside those of NHWC, such that bands of rows begin at any byte of a word and end inside an image,
 # and walks of a part of the rows only.
 MORE_SHAPES = [
@@ -64,15 +64,18 @@ def test_shapes(pass_name: str, c_per_group: int, stride: int, dtype: str):
 
 
 @pytest.mark.parametrize(("pass_name", "c_per_group", "stride"), COMBINATIONS)
-def test_results_have_the_bits_of_nhwc_in_every_schedule(
-    pass_name: str, c_per_group: int, stride: int
-):
+def test_every_schedule_gives_the_same_bits(pass_name: str, c_per_group: int, stride: int):
+    """Of fprop and dgrad those of NHWC; the weight gradient sums pixels in another order."""
     p = problem(c_per_group, stride, 3, 9, 9, (1, 1), 1, 1)
     operands = Operands.random(p, torch.float16, bias=True)
     planar = kernel_for(pass_name, c_per_group, stride, "float16")
-    by_pixel = kernels_for(pass_name, c_per_group, stride, "float16")[0]
-    expected = emulator.run(by_pixel, p, operands, sm_count=3).output
-    for schedule in range(3):
+    model = (
+        planar
+        if pass_name == "wgrad"
+        else kernels_for(pass_name, c_per_group, stride, "float16")[0]
+    )
+    expected = emulator.run(model, p, operands, sm_count=3).output
+    for schedule in range(1, 3):
         outcome = emulator.run(planar, p, operands, sm_count=3, schedule=schedule)
         assert not outcome.faults
         assert torch.equal(outcome.output, expected)
@@ -91,21 +94,24 @@ def test_non_finite_values_stay_where_they_belong(
 
 
 @pytest.mark.parametrize(
-    ("pass_name", "c_per_group", "stride"), [("fprop", 4, 1), ("fprop", 16, 2), ("dgrad", 4, 2)]
+    ("pass_name", "c_per_group", "stride"),
+    [("fprop", 4, 1), ("fprop", 16, 2), ("dgrad", 4, 2), ("wgrad", 4, 1), ("wgrad", 16, 2)],
 )
 def test_planted_faults_are_noticed(pass_name: str, c_per_group: int, stride: int):
     kernel = kernel_for(pass_name, c_per_group, stride, "float16")
     assert unnoticed_faults(kernel, c_per_group, stride) == []
 
 
+@pytest.mark.parametrize("pass_name", ["fprop", "wgrad"])
 @pytest.mark.parametrize("layer", UNIT_STRIDE, ids=str)
-def test_traffic_is_that_of_nhwc(layer: Any):
+def test_traffic_is_that_of_nhwc(layer: Any, pass_name: Pass):
     """What DRAM sees, and up to a tenth, or a fifth where rows are no sectors, what L2 sees."""
-    by_pixel = Row(layer, "fprop", 64)
-    planar = Row(layer, "fprop", 64, planar=True)
-    assert planar.dram_sectors == pytest.approx(by_pixel.dram_sectors, rel=1e-3)
+    by_pixel = Row(layer, pass_name, 64)
+    planar = Row(layer, pass_name, 64, planar=True)
+    assert planar.dram_sectors <= 1.001 * by_pixel.dram_sectors
     rows_are_words = layer.W % 8 == 0
     most = 1.1 if rows_are_words else 1.3
     assert planar.total("sectors") <= most * by_pixel.total("sectors")
-    assert planar.mma <= 1.05 * by_pixel.mma
+    # Seven pixels take eight slots in the weight gradient, which goes by pairs of them.
+    assert planar.mma <= (1.05 if layer.W % 2 == 0 or pass_name == "fprop" else 1.12) * by_pixel.mma
     assert planar.plan["blocks"] >= 0.9 * SM

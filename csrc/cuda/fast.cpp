@@ -2,6 +2,7 @@
 #include "cuda/heuristics.h"
 #include "cuda/launch.h"
 #include "cuda/nchw_launch.h"
+#include "cuda/nchw_wgrad_launch.h"
 #include "cuda/rowstream_launch.h"
 #include "cuda/tiled_launch.h"
 #include "cuda/tiled_wgrad_launch.h"
@@ -18,12 +19,17 @@ int launch_fast(const PassArgs& args, const FastPlan& plan, void* workspace, voi
                               args.w.data, channels_last),
         stream);
   }
-  if (plan.family == Family::kNchw) return launch_nchw(args, plan.nchw, stream);
+  const bool planar = plan.family == Family::kNchw;
   if (args.pass == Pass::kWgrad) {
     const bool channels_last = args.w.strides[1] == 1;
+    if (planar) {
+      return launch_nchw_wgrad(args.problem, args.dtype, plan.nchw_wgrad, args.x.data, args.y.data,
+                               workspace, args.w.data, channels_last, stream);
+    }
     return launch_wgrad(args.problem, args.dtype, plan.wgrad, args.x.data, args.y.data, workspace,
                         args.w.data, channels_last, stream);
   }
+  if (planar) return launch_nchw(args, plan.nchw, stream);
   return launch_rowstream(args, plan.rowstream, workspace, stream);
 }
 

@@ -10,6 +10,7 @@
 #include "cuda/configs.h"
 #include "cuda/launch.h"
 #include "cuda/nchw_configs.h"
+#include "cuda/nchw_wgrad_configs.h"
 #include "cuda/rowstream_launch.h"
 #include "cuda/tiled_configs.h"
 #include "cuda/tiled_wgrad_configs.h"
@@ -37,6 +38,10 @@ constexpr bool all_fit_shared_memory() {
   }
   for (const RowstreamConfig& c : kNchwConfigs) {
     if (most_nchw_shared_bytes(c) > kSharedBytesOfBlock) return false;
+  }
+  for (const NchwWgradConfig& c : kNchwWgradConfigs) {
+    if (c.sum_bytes() > c.most_shared_bytes()) return false;
+    if (c.most_shared_bytes() > kSharedBytesOfBlock) return false;
   }
   for (const TiledConfig& c : kTiledConfigs) {
     if (std::max(c.shared_bytes(false), c.shared_bytes(true)) > kSharedBytesOfBlock) return false;
@@ -67,11 +72,7 @@ enum class Layout { kChannelsLast, kPlanar };
 
 // Why the row-streaming kernels do not compute a pass; nullptr: they do. What does not depend on
 // the batch and the image is mirrored in backends/native.py.
-inline const char* rowstream_refusal(Pass pass, const ConvProblem& p, DType dtype,
-                                     Layout layout = Layout::kChannelsLast) {
-  if (layout == Layout::kPlanar && pass == Pass::kWgrad) {
-    return "the row-streaming kernels take the weight gradient of channels_last tensors only";
-  }
+inline const char* rowstream_refusal(Pass pass, const ConvProblem& p, DType dtype) {
   if (dtype != DType::kFloat16 && dtype != DType::kBFloat16) {
     return "the row-streaming kernels compute in 16 bits";
   }
@@ -98,8 +99,8 @@ inline const char* rowstream_refusal(Pass pass, const ConvProblem& p, DType dtyp
   return nullptr;
 }
 
-// Who computes: the row-streaming kernels for NHWC tensors, or those of fprop and dgrad for NCHW
-// tensors; the tiled kernels of fprop and dgrad, or those of wgrad.
+// Who computes: the row-streaming kernels for NHWC tensors, or those for NCHW tensors; the tiled
+// kernels of fprop and dgrad, or those of wgrad.
 enum class Family { kRowstream, kNchw, kTiled, kTiledWgrad };
 
 // How one of them computes a pass.
@@ -110,9 +111,10 @@ struct FastPlan {
   int64_t blocks;
   int threads;
   int shared_bytes;
-  RowstreamPlan rowstream;  // fprop and dgrad, NHWC
-  NchwPlan nchw;            // fprop and dgrad, NCHW
-  WgradPlan wgrad;          // wgrad
+  RowstreamPlan rowstream;   // fprop and dgrad, NHWC
+  NchwPlan nchw;             // fprop and dgrad, NCHW
+  WgradPlan wgrad;           // wgrad, NHWC
+  NchwWgradPlan nchw_wgrad;  // wgrad, NCHW
   TiledPlan tiled;
   TiledWgradPlan tiled_wgrad;
 };
@@ -122,7 +124,16 @@ struct FastPlan {
 inline FastPlan plan_fast(Pass pass, const ConvProblem& p, const DeviceTraits& device,
                           Layout layout = Layout::kChannelsLast, Tail tail = Tail::kNone) {
   FastPlan plan{};
-  if (layout == Layout::kPlanar) {
+  if (layout == Layout::kPlanar && pass == Pass::kWgrad) {
+    plan.family = Family::kNchw;
+    plan.nchw_wgrad = plan_nchw_wgrad(p, device.sm_count);
+    const NchwWgradConfig& config = kNchwWgradConfigs[plan.nchw_wgrad.tiles.config];
+    plan.name = config.name;
+    plan.workspace_bytes = plan.nchw_wgrad.tiles.workspace_bytes(p);
+    plan.blocks = plan.nchw_wgrad.blocks();
+    plan.threads = config.threads();
+    plan.shared_bytes = plan.nchw_wgrad.shared_bytes();
+  } else if (layout == Layout::kPlanar) {
     plan.family = Family::kNchw;
     plan.nchw = plan_nchw(pass, p, device.sm_count);
     const RowstreamConfig& config = kNchwConfigs[plan.nchw.tiles.config];

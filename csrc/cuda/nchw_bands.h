@@ -5,7 +5,7 @@
 // bytes. A run is the band's rows of one channel; or, where a tile has only a part of each row,
 // every row by itself; or, where a band has whole images, all channels of an image. In shared
 // memory a run begins as many bytes after a word's beginning as it does in global memory, its
-// phase, so words are copied as they are.
+// phase, so words are copied as they are. A row is `row_pitch` bytes behind the one above it.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@ struct NchwBands {
   int steps;  // steps of the walk (of output: lines) that a band has the rows of
   int row_pitch, plane_pitch, image_pitch;  // bytes of shared memory
   int bytes;                                // of shared memory
-  int plane_phase;                          // what a channel adds to a run's phase
+  int plane_phase;                          // what a channel adds to its first run's phase
   int lanes_log2;                           // threads that share a run
 };
 
@@ -32,7 +32,7 @@ struct NchwTile {
   int columns;        // of each row, in the tile; at least width: all of them
   int rows_of_step;
   bool whole_images;  // a block walks through all rows
-  int image_slots;    // from an image to the next
+  int image_slots;    // from an image to the next; 0: nobody looks at both at the same time
 };
 
 constexpr int round_up(int value, int unit) { return (value + unit - 1) / unit * unit; }
@@ -69,13 +69,14 @@ constexpr NchwBands bands_of(const NchwTile& tile, Runs runs, int steps) {
     words = (latest_phase + rows * row_bytes + 15) / 16;
     bands.plane_pitch = pitch_of(16 * words, 16, 64);
   } else {
+    // Rows have no word in common, and their phases are those of the first one and the pitch.
     words = (14 + row_bytes + 15) / 16;
-    bands.row_pitch = 16 * words;
-    bands.plane_pitch = pitch_of(rows * bands.row_pitch, 16, 64);
+    bands.row_pitch = pitch_of(row_bytes + 15, 2 * tile.width % 16, 16);
+    bands.plane_pitch = pitch_of(round_up(14 + rows * bands.row_pitch, 16), 16, 64);
   }
   bands.lanes_log2 = lanes_log2_of(words);
   bands.image_pitch = tile.channels * bands.plane_pitch;
-  if (tile.images > 1) {
+  if (tile.images > 1 && tile.image_slots > 0) {
     bands.image_pitch = pitch_of(bands.image_pitch, round_up(2 * tile.image_slots, 16) % 128, 128);
   }
   bands.bytes = tile.images * bands.image_pitch;

@@ -12,9 +12,19 @@
 
 #include "cuda/dgrad.cuh"
 #include "cuda/fprop.cuh"
-#include "cuda/nchw_io.cuh"
+#include "cuda/nchw_input.cuh"
+#include "cuda/nchw_output.cuh"
 
 namespace grouped_conv::cuda {
+
+template <int kId>
+struct NchwConfigOf {
+  static constexpr RowstreamConfig kConfig = kNchwConfigs[kId];
+  static constexpr bool kPlanar = true;
+};
+
+template <int kId, typename Element>
+struct NchwTraits : RowstreamTraitsOf<NchwConfigOf<kId>, Element> {};
 
 template <int kId, typename T>
 GC_GLOBAL(kNchwConfigs[kId].threads(), kNchwConfigs[kId].blocks_per_sm)

@@ -92,7 +92,7 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y, bo
   const DType dtype = dtype_of(x);
   const bool channels_last = suggests_channels_last(x);
   const Layout layout = channels_last ? Layout::kChannelsLast : Layout::kPlanar;
-  const bool rowstream = rowstream_refusal(pass, problem, dtype, layout) == nullptr;
+  const bool rowstream = rowstream_refusal(pass, problem, dtype) == nullptr;
   const bool tiled = !rowstream && any_tiled_refusal(pass, problem, dtype) == nullptr;
   const bool fast = rowstream || tiled;
   if (fast) {

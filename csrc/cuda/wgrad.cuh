@@ -19,6 +19,7 @@
 
 #include "cuda/device/device.h"
 #include "cuda/wgrad_rows.cuh"
+#include "cuda/wgrad_sums.cuh"
 #include "cuda/wgrad_tiles.cuh"
 
 namespace grouped_conv::cuda {
@@ -38,43 +39,6 @@ GC_DEVICE void wgrad_clear_tail(uint32_t shared) {
     const int plane = i / kTailSlots, slot = Traits::kSlots + i % kTailSlots;
     const uint32_t at = shared + plane * Traits::kPlaneBytes + 16 * slot;
     device::store_shared_16(at, device::Bytes16{}, plane < kRuns * Traits::kPlanes);
-  }
-}
-
-// Adds the sums of the k_split parts, in order, and writes them as the block's part of a dw. Nobody
-// looks at the stages any more.
-template <class Traits>
-GC_DEVICE void wgrad_write_partials(const WgradArgs& args, const WgradTile<Traits>& tile,
-                                    uint32_t shared, int first_channel, int split, int part) {
-  constexpr int kPerOutput = 9 * Traits::kPerGroup;
-  constexpr int kLineVectors = kPerOutput / 4;
-  constexpr int kPartBytes = Traits::kSumLines * Traits::kSumLineBytes;
-  const WgradSumLines<Traits> lines(shared + part * kPartBytes, args.channels_last);
-  unsigned char* target =
-      args.partials + (int64_t(split) * args.C + first_channel) * kPerOutput * int(sizeof(float));
-  GC_UNROLL
-  for (int m = 0; m < Traits::kCoTiles; ++m) {
-    if (m > 0) device::sync_threads();
-    tile.put_sums(m, lines);
-    device::sync_threads();
-    for (int first = 0; first < Traits::kSumLines * kLineVectors; first += Traits::kThreads) {
-      const int i = first + device::thread_index();
-      const int line = i / kLineVectors, vector = i - line * kLineVectors;
-      const int co = (line / 16 * Traits::kCoTiles + m) * 16 + line % 16;
-      const bool wanted = line < Traits::kSumLines && first_channel + co < args.C;
-      const uint32_t at = shared + line * Traits::kSumLineBytes + 16 * vector;
-      device::Bytes16 sums = device::load_shared_16(at, wanted);
-      GC_UNROLL
-      for (int other = 1; other < Traits::kParts; ++other) {
-        const device::Bytes16 more = device::load_shared_16(at + other * kPartBytes, wanted);
-        GC_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          const float sum = device::float_of(sums.word[e]) + device::float_of(more.word[e]);
-          sums.word[e] = device::bits_of(sum);
-        }
-      }
-      device::store_global_16(target + 4 * (co * kPerOutput + 4 * vector), sums, wanted);
-    }
   }
 }
 

@@ -11,18 +11,15 @@
 
 namespace grouped_conv::cuda {
 
-// One instantiation of wgrad_rowstream_kernel (wgrad.cuh says what the fields do). A block works on
-// `channels` channels and tiles of `slots` pixel slots of one row.
-struct WgradConfig {
+// The part of dw that a block sums, and how its warps share it; of tensors in either layout. A
+// block works on `channels` channels and tiles of `slots` pixel slots of one row.
+struct WgradShape {
   const char* name;
   int c_per_group;  // equals k_per_group
   int stride;
   int channels;
   int slots;
-  int co_tiles;       // output channels of a warp, in sixteens; from 16 channels per group
-  int k_split;        // parts that the slots of a row are dealt out to, each with its warps
-  int stages;         // rows in shared memory: the present one, the last one, those under way
-  int blocks_per_sm;  // that the registers must suffice for
+  int co_tiles;  // output channels of a warp, in sixteens; from 16 channels per group
 
   constexpr int planes() const { return channels / 8; }
   // Warps that share the channels: one per eight channels, or per co_tiles x 16 output by 16 input
@@ -30,6 +27,21 @@ struct WgradConfig {
   constexpr int warps_per_part() const {
     return c_per_group <= 8 ? planes() : channels / (16 * co_tiles) * (c_per_group / 16);
   }
+
+  // The sums of a block on their way out, those of each part by themselves: a line for each output
+  // channel, in co_tiles passes. Lines lie so far apart that a warp's stores meet every bank once.
+  constexpr int sum_lines() const { return channels / co_tiles; }
+  constexpr int sum_line_bytes() const {
+    return 4 * (9 * c_per_group + (c_per_group == 4 ? 0 : c_per_group == 8 ? 4 : 8));
+  }
+};
+
+// One instantiation of wgrad_rowstream_kernel (wgrad.cuh says what the fields do).
+struct WgradConfig : WgradShape {
+  int k_split;        // parts that the slots of a row are dealt out to, each with its warps
+  int stages;         // rows in shared memory: the present one, the last one, those under way
+  int blocks_per_sm;  // that the registers must suffice for
+
   constexpr int threads() const { return 32 * warps_per_part() * k_split; }
 
   // A plane is a line of 16-byte slots, eight channels of one pixel each, and two more slots that
@@ -45,12 +57,6 @@ struct WgradConfig {
   constexpr int x_stages() const { return stride == 1 ? stages : stages - 1; }
   constexpr int ring_bytes() const { return x_stages() * x_stage_bytes() + stages * run_bytes(); }
 
-  // The sums of a block on their way out, those of each part by themselves: a line for each output
-  // channel, in co_tiles passes. Lines lie so far apart that a warp's stores meet every bank once.
-  constexpr int sum_lines() const { return channels / co_tiles; }
-  constexpr int sum_line_bytes() const {
-    return 4 * (9 * c_per_group + (c_per_group == 4 ? 0 : c_per_group == 8 ? 4 : 8));
-  }
   constexpr int sum_bytes() const { return k_split * sum_lines() * sum_line_bytes(); }
   constexpr int shared_bytes() const { return std::max(ring_bytes(), sum_bytes()); }
 };
@@ -107,9 +113,9 @@ inline int64_t wgrad_image_bytes(const ConvProblem& p) {
   return 2 * std::max(p.H * p.W * p.C, p.P * p.Q * p.K);
 }
 
-// Whether `config` computes the problem. There must be output: where there is none, dw is zero and
-// nothing is to be launched.
-inline bool wgrad_supports(const WgradConfig& config, const ConvProblem& p) {
+// Whether a kernel of this shape computes the problem. There must be output: where there is none,
+// dw is zero and nothing is to be launched.
+inline bool wgrad_supports(const WgradShape& config, const ConvProblem& p) {
   return p.R == 3 && p.S == 3 && p.dilation_h == 1 && p.dilation_w == 1 &&
          p.stride_h == config.stride && p.stride_w == config.stride &&
          p.c_per_group() == config.c_per_group && p.k_per_group() == config.c_per_group &&
@@ -118,8 +124,32 @@ inline bool wgrad_supports(const WgradConfig& config, const ConvProblem& p) {
          p.N * p.P * ceil_div(p.Q, config.slots / 2) <= std::numeric_limits<int32_t>::max();
 }
 
-// The cut that keeps the busiest multiprocessor busy for the shortest time, counted in bytes that
-// pass through it: rows of x and dy, and twice the partial sums.
+// In how many equal shares to deal out `units` of work to the blocks of each block of channels, so
+// that the busiest multiprocessor is busy for the shortest time: counted in bytes that pass through
+// it, of the units and `block_bytes` of each block; more where it has few warps, `warps` of each of
+// `blocks_at_once` blocks, and so hides less of their latencies.
+inline int wgrad_splits(int64_t units, int64_t unit_bytes, int64_t block_bytes, int channel_blocks,
+                        int warps, int blocks_at_once, int sm_count) {
+  int64_t least_cost = std::numeric_limits<int64_t>::max();
+  int64_t best = 1;
+  for (int blocks_of_sm = 1; blocks_of_sm <= 4; ++blocks_of_sm) {
+    const int64_t most = std::clamp<int64_t>(blocks_of_sm * sm_count / channel_blocks, 1, units);
+    // No more splits than give the longest share that length.
+    const int64_t share = ceil_div(units, most);
+    const int64_t splits = ceil_div(units, share);
+    const int64_t blocks_of_busiest = ceil_div(channel_blocks * splits, sm_count);
+    const int64_t bytes = blocks_of_busiest * (share * unit_bytes + block_bytes);
+    const int64_t present = std::min<int64_t>(blocks_of_busiest, blocks_at_once) * warps;
+    const int64_t cost = bytes + (present < 8 ? bytes / 2 : present < 16 ? bytes / 8 : 0);
+    if (cost < least_cost) {
+      least_cost = cost;
+      best = splits;
+    }
+  }
+  return int(best);
+}
+
+// The cut of a problem: rows of x and dy, and twice the partial sums, are what is counted.
 inline WgradPlan plan_wgrad(int config_index, const ConvProblem& p, int sm_count) {
   const WgradConfig& config = kWgradConfigs[config_index];
   WgradPlan plan{};
@@ -147,20 +177,9 @@ inline WgradPlan plan_wgrad(int config_index, const ConvProblem& p, int sm_count
       2 * config.channels * int64_t(plan.images) * plan.strip * (1 + config.stride * config.stride);
   const int64_t partial_bytes = 2 * 4 * 9 * int64_t(config.channels) * config.c_per_group;
   constexpr int kRowsToStart = 3;  // rows of x read twice, and the time until the first ones arrive
-  int64_t least_cost = std::numeric_limits<int64_t>::max();
-  for (int blocks_of_sm = 1; blocks_of_sm <= 4; ++blocks_of_sm) {
-    const int64_t most =
-        std::clamp<int64_t>(blocks_of_sm * sm_count / plan.channel_blocks, 1, plan.rows);
-    // No more splits than give the longest share that length.
-    const int64_t rows = ceil_div(plan.rows, most);
-    const int64_t splits = ceil_div(plan.rows, rows);
-    const int64_t blocks_of_busiest = ceil_div(plan.channel_blocks * splits, sm_count);
-    const int64_t cost = blocks_of_busiest * ((rows + kRowsToStart) * row_bytes + partial_bytes);
-    if (cost < least_cost) {
-      least_cost = cost;
-      plan.splits = int(splits);
-    }
-  }
+  constexpr int kWarps = 16;       // rows come so far ahead that few warps do as well
+  plan.splits = wgrad_splits(plan.rows, row_bytes, kRowsToStart * row_bytes + partial_bytes,
+                             plan.channel_blocks, kWarps, 1, sm_count);
   return plan;
 }
 

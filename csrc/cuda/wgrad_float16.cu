@@ -3,5 +3,6 @@
 namespace grouped_conv::cuda {
 
 template int launch_wgrad_kernels<Float16>(const WgradArgs&, void*);
+template int launch_wgrad_reduce<Float16>(const WgradArgs&, void*);
 
 }  // namespace grouped_conv::cuda

@@ -76,4 +76,8 @@ int launch_wgrad(const ConvProblem& problem, DType dtype, const WgradPlan& plan,
 template <typename T>
 int launch_wgrad_kernels(const WgradArgs& args, void* stream);
 
+// The second kernel alone, which adds up the partial sums of any first one.
+template <typename T>
+int launch_wgrad_reduce(const WgradArgs& args, void* stream);
+
 }  // namespace grouped_conv::cuda

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cuda/wgrad_rows.cuh"
+#include "cuda/wgrad_sums.cuh"
 
 namespace grouped_conv::cuda {
 
@@ -16,40 +17,6 @@ namespace grouped_conv::cuda {
 struct WgradStepRows {
   uint32_t a, b;
   uint32_t dy, dy_before;
-};
-
-// The sums of one part on their way out: a line of shared memory for each output channel, in the
-// order of dw.
-template <class Traits>
-class WgradSumLines {
- public:
-  GC_DEVICE WgradSumLines(uint32_t first, bool channels_last)
-      : first_(first), channels_last_(channels_last) {}
-
-  GC_DEVICE void put(int line, int ci, int tap, float sum, bool wanted) const {
-    device::store_shared_4(at(line, ci, tap), device::bits_of(sum), wanted);
-  }
-  // For ci, which is even, and ci + 1.
-  GC_DEVICE void put_pair(int line, int ci, int tap, float sum, float next) const {
-    if (channels_last_) {
-      const device::Bytes8 both{{device::bits_of(sum), device::bits_of(next)}};
-      device::store_shared_8(at(line, ci, tap), both);
-    } else {
-      // The lanes of one half start with ci, the others with ci + 1: so they meet every bank once.
-      const bool swap = device::lane_index() >= device::kWarpSize / 2;
-      device::store_shared_4(at(line, ci + swap, tap), device::bits_of(swap ? next : sum));
-      device::store_shared_4(at(line, ci + !swap, tap), device::bits_of(swap ? sum : next));
-    }
-  }
-
- private:
-  GC_DEVICE uint32_t at(int line, int ci, int tap) const {
-    const int in_line = channels_last_ ? tap * Traits::kPerGroup + ci : ci * 9 + tap;
-    return first_ + uint32_t(line * Traits::kSumLineBytes + 4 * in_line);
-  }
-
-  const uint32_t first_;
-  const bool channels_last_;
 };
 
 // For tap s and either half of k of a tile of 16 slots: ones where the lane's two pixels meet.
@@ -225,20 +192,18 @@ class WgradSlab {
 };
 
 template <class Traits>
-class WgradSquare {
-  using T = typename Traits::Element;
+class WgradSquare : public WgradSquareSums<Traits> {
+  using Sums = WgradSquareSums<Traits>;
+  using Sums::accumulate, Sums::sums_;
+  using typename Sums::Fragments;
   static constexpr int kCoTiles = Traits::kCoTiles;
-  static constexpr int kCiWarps = Traits::kPerGroup / 16;
 
  public:
   GC_DEVICE WgradSquare(int channel_warp, int first_slot)
-      : co_warp_(channel_warp / kCiWarps),
-        ci_(channel_warp % kCiWarps * 16),
-        first_slot_(first_slot) {
+      : Sums(channel_warp), first_slot_(first_slot) {
     const int lane = device::lane_index();
     const int row = lane % 8, first_half = lane / 8 % 2, second_half = lane / 16;
-    const int first_co = co_warp_ * 16 * kCoTiles;
-    const int first_ci = first_co / Traits::kPerGroup * Traits::kPerGroup + ci_;
+    const int first_co = this->first_co(), first_ci = this->first_ci();
     const uint32_t slots = 16 * (first_slot + row);
     // Matrices of dy: the m halves (channels), then the k halves (pixels). Of x: the k halves, then
     // the two n tiles.
@@ -306,60 +271,9 @@ class WgradSquare {
     }
   }
 
-  GC_DEVICE void clear() {
-    GC_UNROLL
-    for (int tap = 0; tap < 9; ++tap) {
-      GC_UNROLL
-      for (int i = 0; i < kCoTiles * 8; ++i) sums_[tap / 3][tap % 3][i / 8][i / 4 % 2][i % 4] = 0;
-    }
-  }
-
-  GC_DEVICE bool has_nan() const {
-    bool found = false;
-    GC_UNROLL
-    for (int tap = 0; tap < 9; ++tap) {
-      GC_UNROLL
-      for (int i = 0; i < kCoTiles * 8; ++i) {
-        const float sum = sums_[tap / 3][tap % 3][i / 8][i / 4 % 2][i % 4];
-        found |= sum != sum;
-      }
-    }
-    return found;
-  }
-
-  // See WgradSlab; pass m has the m-th sixteen output channels of each warp.
-  GC_DEVICE void put_sums(int m, const WgradSumLines<Traits>& lines) const {
-    const int lane = device::lane_index();
-    GC_UNROLL
-    for (int tap = 0; tap < 9; ++tap) {
-      GC_UNROLL
-      for (int n = 0; n < 2; ++n) {
-        const float (&sums)[4] = sums_[tap / 3][tap % 3][m][n];
-        const int line = co_warp_ * 16 + lane / 4;
-        const int ci = ci_ + n * 8 + lane % 4 * 2;
-        lines.put_pair(line, ci, tap, sums[0], sums[1]);
-        lines.put_pair(line + 8, ci, tap, sums[2], sums[3]);
-      }
-    }
-  }
-
  private:
-  static_assert(Traits::kPerGroup % 16 == 0 && Traits::kPerGroup % (16 * kCoTiles) == 0);
-  using Fragments = float[kCoTiles][2][4];
-
-  GC_DEVICE static void accumulate(Fragments& sums, const uint32_t (&dy)[kCoTiles][4],
-                                   const uint32_t (&x)[4]) {
-    GC_UNROLL
-    for (int n = 0; n < 2; ++n) {
-      const uint32_t of_tile[2] = {x[2 * n], x[2 * n + 1]};
-      GC_UNROLL
-      for (int m = 0; m < kCoTiles; ++m) device::mma_m16n8k16<T>(sums[m][n], dy[m], of_tile);
-    }
-  }
-
-  const int co_warp_, ci_, first_slot_;
+  const int first_slot_;
   uint32_t dy_offset_, x_offset_;
-  Fragments sums_[3][3] = {};  // [r][s]
 };
 
 }  // namespace grouped_conv::cuda

@@ -97,8 +97,6 @@ def _no_rowstream(query: Query) -> str | None:
 
     Mirrors ``rowstream_refusal`` in C++, as far as it does not depend on batch and image.
     """
-    if not query.channels_last and query.pass_name == "wgrad":
-        return "the row-streaming kernels take the weight gradient of channels_last tensors only"
     if query.dtype not in _ROWSTREAM_DTYPES:
         return "the row-streaming kernels compute in 16 bits"
     if query.kernel_size != (3, 3):

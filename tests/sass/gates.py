@@ -27,7 +27,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from grouped_conv import _C
-from sass.listing import MachineKernel, find_cuobjdump, read
+from sass.listing import Loop, MachineKernel, find_cuobjdump, read
 
 RECORD = Path(__file__).with_name("recorded.json")
 REGISTERS_OF_SM = 65536
@@ -40,7 +40,7 @@ _TAIL = re.compile(r"4TailE(\d)E")
 _TILED = re.compile(r"tiled_conv_kernelILi(\d+)E\w*?TiledMathE(\d)ELb([01])E")
 _MATHS = ("Float16", "BFloat16", "Tf32", "Fma")
 """How a tiled kernel computes, in the order of ``TiledMath`` in tiled_configs.h."""
-_STREAMING = re.compile(r"\d((?:fprop|dgrad|wgrad)_rowstream|nchw_conv)_kernelI")
+_STREAMING = re.compile(r"\d((?:fprop|dgrad|wgrad)_rowstream|nchw_(?:conv|wgrad))_kernelI")
 
 
 def multiplication(kernel: MachineKernel) -> str:
@@ -79,10 +79,9 @@ def streaming_configuration(kernel: MachineKernel) -> _C.CudaKernel | None:
     index = re.search(r"Li(\d+)E", kernel.symbol)
     if family is None or index is None:
         return None
-    if family[1] == "nchw_conv":
-        return _C.nchw_kernels()[int(index[1])]
-    of_wgrad = family[1] == "wgrad_rowstream"
-    table = [c for c in _C.cuda_kernels() if (c["passes"] == ["wgrad"]) == of_wgrad]
+    of_wgrad = "wgrad" in family[1]
+    kernels = _C.nchw_kernels() if "nchw" in family[1] else _C.cuda_kernels()
+    table = [c for c in kernels if (c["passes"] == ["wgrad"]) == of_wgrad]
     return table[int(index[1])]
 
 
@@ -98,13 +97,23 @@ def name(kernel: MachineKernel) -> str:
 
 
 def instructions_per_mma(kernel: MachineKernel) -> float:
-    """The best of the innermost loops that stream: those with asynchronous copies.
+    """The best of the loops over rows.
 
     Where values are not finite the weight gradient takes a second walk, slow and seldom.
     """
+    loops = row_loops(kernel)
     name = multiplication(kernel)
-    loops = [loop for loop in kernel.inner_loops(name) if loop.count("LDGSTS")]
     return min((len(loop.instructions) / loop.count(name) for loop in loops), default=0.0)
+
+
+def row_loops(kernel: MachineKernel) -> list[Loop]:
+    """The innermost loops that stream: those with asynchronous copies.
+
+    The weight gradient of NCHW has them outside, where a band of rows begins.
+    """
+    loops = kernel.inner_loops(multiplication(kernel))
+    by_band = "nchw_wgrad" in kernel.symbol
+    return [loop for loop in loops if by_band or loop.count("LDGSTS")]
 
 
 def faults(kernel: MachineKernel) -> list[str]:
@@ -127,8 +136,7 @@ def faults(kernel: MachineKernel) -> list[str]:
         wrong.append(f"{shared:.1f} KiB of shared memory, {blocks} blocks")
     if not any(i.name == "LDGSTS" and ".128" in i.opcode for i in kernel.instructions):
         wrong.append("no asynchronous copies of 16 bytes")
-    loops = kernel.inner_loops(multiplication(kernel))
-    if not any(loop.count("LDGSTS") for loop in loops):
+    if not row_loops(kernel):
         wrong.append("no loop that copies and multiplies")
     # The ends of a run of NCHW pixels are stored in pieces; what is gathered comes in elements.
     wide: tuple[str, ...] = ("LDG", "STG", "LDGSTS")
@@ -138,7 +146,7 @@ def faults(kernel: MachineKernel) -> list[str]:
         wide = ("STG", "LDGSTS")
     wrong += [
         f"narrow access to global memory in an inner loop: {i.opcode}"
-        for loop in loops
+        for loop in kernel.inner_loops(multiplication(kernel))
         for i in loop.instructions
         if i.name in wide and ".128" not in i.opcode
     ]

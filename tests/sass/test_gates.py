@@ -81,6 +81,16 @@ def test_the_figure_is_that_of_the_loop_that_streams() -> None:
     assert gates.instructions_per_mma(listed(GOOD + second)) == 4.0
 
 
+def test_a_kernel_may_copy_a_band_of_rows_outside_of_their_loop() -> None:
+    symbol = "_ZN4cuda17nchw_wgrad_kernelILi0ENS_7Float16EEEvNS_4ArgsE"
+    row = " HMMA.16816.F32 R4, R4, R8, R4\n@P0 BRA 0x10\n EXIT"
+    kernel = listed(" LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64]\n" + row, symbol)
+    assert gates.faults(kernel) == []
+    assert gates.name(kernel) == "nchw_wgrad_c4_s1 Float16 sm_90"
+    assert gates.instructions_per_mma(kernel) == 2.0
+    assert gates.faults(listed(GOOD.replace("LDGSTS.E.BYPASS.128 [R1]", "LDG.E.128 R1"), symbol))
+
+
 def test_a_good_kernel_passes() -> None:
     assert gates.faults(listed(GOOD)) == []
     first = next(c for c in _C.cuda_kernels() if "fprop" in c["passes"])

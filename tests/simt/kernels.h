@@ -37,6 +37,7 @@ std::vector<EmulatedKernel> nchw_kernels();
 std::vector<EmulatedKernel> wgrad_kernels();
 std::vector<EmulatedKernel> tiled_kernels();
 std::vector<EmulatedKernel> tiled_wgrad_kernels();
+std::vector<EmulatedKernel> nchw_wgrad_kernels();
 
 // fprop by a configuration of the row-streaming kernels, with the epilogue or the statistics of the
 // arguments.
