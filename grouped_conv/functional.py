@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from grouped_conv import sharding
+from grouped_conv import routing, sharding
 from grouped_conv.backends import ORDER
 from grouped_conv.ops import autocast_dtype, cast, compose_epilogue, epilogue_refusal
 from grouped_conv.problem import PASSES, Pass
@@ -22,7 +22,6 @@ from grouped_conv.routing import (
     call,
     current_backend,
     decide,
-    decide_query,
     dgrad,
     fprop,
     op_of,
@@ -135,7 +134,7 @@ def grouped_conv2d(
         y = _by_aten(request, backend, (input, weight, bias, stride, padding, dilation, groups))
         _remember(key, _ATEN)
         return y
-    decision = decide_query(request.query("fprop"), backend)
+    decision = request.decide("fprop", backend)
     r = request
     # An empty batch leaves nothing to compute; ATen knows the strides that its result has.
     empty = not torch.compiler.is_compiling() and r.input.shape[0] == 0
@@ -159,6 +158,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 # much as dispatching it. By everything that parsing and the choice depend on.
 _known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 _KNOWN_LIMIT = 4096
+
 _ATEN: tuple[Any, ...] = ()
 """Among the known calls: one that ATen takes, as it was made."""
 
@@ -170,6 +170,12 @@ def _remember(key: tuple[Any, ...] | None, how: tuple[Any, ...]) -> None:
     if len(_known) >= _KNOWN_LIMIT:
         _known.clear()
     _known[key] = how
+
+
+def forget() -> None:
+    """Parse and decide anew: the table of measurements is another one."""
+    _known.clear()
+    routing.forget()
 
 
 def _is_plain(attribute: Any) -> bool:
@@ -303,7 +309,7 @@ def grouped_conv2d_affine(
         y = _by_aten(request, backend, args)
     else:
         r = request
-        decision = decide_query(r.query("fprop"), backend)
+        decision = r.decide("fprop", backend)
         empty = not torch.compiler.is_compiling() and r.input.shape[0] == 0
         if decision.backend != "aten" and not empty:
             size = r.problem.output_size
@@ -406,7 +412,7 @@ def explain(
         after = PassDecision("aten", "aten::convolution_backward", refused)
         decisions = {p: first if p == "fprop" else after for p in PASSES}
     else:
-        decisions = {p: decide_query(request.query(p), backend) for p in PASSES}
+        decisions = {p: request.decide(p, backend) for p in PASSES}
         first = decisions["fprop"]
         if first.backend == "aten":
             # ATen's convolution differentiates itself.
