@@ -17,10 +17,10 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 
@@ -28,7 +28,7 @@ from grouped_conv import _C
 from grouped_conv._version import __version__
 from grouped_conv.backends import ORDER, Query, dtype_name
 from grouped_conv.bench.machine import cpu_name
-from grouped_conv.problem import PASSES
+from grouped_conv.problem import PASSES, Pass
 
 DIRECTORY_VARIABLE = "GROUPED_CONV_CACHE_DIR"
 SWITCH_VARIABLE = "GROUPED_CONV_AUTOTUNE"
@@ -88,16 +88,21 @@ def facts(device: torch.device) -> dict[str, Any]:
         threads = torch.get_num_threads()
         return {"device": cpu_name(), "isa": _C.cpu_isa(), "threads": threads, **common}
     properties = torch.cuda.get_device_properties(device)
-    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     return {
         "device": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "cudnn": torch.backends.cudnn.version(),
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        "float32": conv.fp32_precision,
+        "float32": float32_precision(),
         **common,
     }
+
+
+def float32_precision() -> str:
+    """How cuDNN multiplies float32: ``tf32``, ``ieee``, or ``none`` where nothing is set."""
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return str(conv.fp32_precision)
 
 
 def directory() -> Path | None:
@@ -247,7 +252,7 @@ def _read(path: Path, made_for: Mapping[str, Any]) -> dict[Key, Entry]:
             return _ignored(path, f"its format is {content['format']}, not {_FORMAT}")
         if content["made_for"] != made_for:
             return _ignored(path, f"it was made for {content['made_for']}, this is {made_for}")
-        return dict(_parsed(row, made_for, str(path)) for row in content["measured"])
+        return dict(_parsed(row, str(path)) for row in content["measured"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return _ignored(path, f"it is corrupt: {type(error).__name__}: {error}")
 
@@ -258,54 +263,48 @@ def _ignored(path: Path, reason: str) -> dict[Key, Entry]:
 
 
 def _row(key: Key, times: Mapping[str, float]) -> dict[str, Any]:
-    q, n, h, w = key
-    return {
-        "pass": q.pass_name,
-        "dtype": dtype_name(q.dtype),
-        "layout": "nhwc" if q.channels_last else "nchw",
-        "device": q.device,
-        "N": n,
-        "H": h,
-        "W": w,
-        "groups": q.groups,
-        "c_per_group": q.c_per_group,
-        "k_per_group": q.k_per_group,
-        **{name: list(getattr(q, name)) for name in _PAIRS},
-        "microseconds": dict(times),
-    }
+    query, *extents = key
+    fields = {**query._asdict(), "dtype": dtype_name(query.dtype)}
+    return {**fields, **dict(zip("NHW", extents, strict=True)), "microseconds": dict(times)}
 
 
-_PAIRS = ("kernel_size", "stride", "padding", "dilation")
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return value
 
 
-def _parsed(row: Mapping[str, Any], made_for: Mapping[str, Any], source: str) -> tuple[Key, Entry]:
-    """The inverse of :func:`_row`; raises what :func:`_read` catches."""
+def _pair(value: Any) -> tuple[int, int]:
+    first, second = value
+    return _count(first), _count(second)
 
-    def count(value: Any) -> int:
-        if type(value) is not int or value < 0:
-            raise ValueError(f"{value!r} is not a count")
+
+def _one_of(known: Iterable[Any]) -> Callable[[Any], Any]:
+    values = tuple(known)
+
+    def check(value: Any) -> Any:
+        if value not in values:
+            raise ValueError(f"{value!r} is none of {values}")
         return value
 
-    def pair(value: Any) -> tuple[int, int]:
-        first, second = value
-        return count(first), count(second)
+    return check
 
-    if row["pass"] not in PASSES:
-        raise ValueError(f"unknown pass {row['pass']!r}")
-    if row["layout"] not in ("nhwc", "nchw"):
-        raise ValueError(f"unknown layout {row['layout']!r}")
-    if row["device"] != ("cuda" if "capability" in made_for else "cpu"):
-        raise ValueError(f"unknown device {row['device']!r}")
-    query = Query(
-        row["pass"],
-        _DTYPES[row["dtype"]],
-        row["device"],
-        row["layout"] == "nhwc",
-        count(row["groups"]),
-        count(row["c_per_group"]),
-        count(row["k_per_group"]),
-        *(pair(row[name]) for name in _PAIRS),
-    )
+
+_DECODERS: dict[Any, Callable[[Any], Any]] = {
+    Pass: _one_of(PASSES),
+    torch.dtype: lambda name: _DTYPES[name],
+    str: _one_of(("cpu", "cuda")),
+    bool: _one_of((False, True)),
+    int: _count,
+    tuple[int, int]: _pair,
+}
+"""By the types of a query's fields."""
+_FIELDS = get_type_hints(Query)
+
+
+def _parsed(row: Mapping[str, Any], source: str) -> tuple[Key, Entry]:
+    """The inverse of :func:`_row`; raises what :func:`_read` catches."""
+    query = Query(**{name: _DECODERS[kind](row[name]) for name, kind in _FIELDS.items()})
     times = row["microseconds"]
     for name, us in times.items():
         if name not in ORDER or type(us) not in (int, float) or not 0 < us < float("inf"):
@@ -313,5 +312,5 @@ def _parsed(row: Mapping[str, Any], made_for: Mapping[str, Any], source: str) ->
     if not times:
         raise ValueError("there is a row without times")
     fastest_first = tuple(sorted(times.items(), key=lambda item: item[1]))
-    key = (query, count(row["N"]), count(row["H"]), count(row["W"]))
+    key = (query, _count(row["N"]), _count(row["H"]), _count(row["W"]))
     return key, Entry(fastest_first, source)

@@ -140,7 +140,7 @@ def test_later_measurements_are_added(cache: Path):
     autotune([Workload(other)], passes=["wgrad"], seconds=0.001)
     (path,) = cache.glob("*.json")
     rows = json.loads(path.read_text())["measured"]
-    assert [(row["pass"], row["H"]) for row in rows] == [("fprop", 6), ("wgrad", 5)]
+    assert [(row["pass_name"], row["H"]) for row in rows] == [("fprop", 6), ("wgrad", 5)]
 
 
 class Wrong:
@@ -346,11 +346,11 @@ CORRUPT = {
     "another kind": lambda: "[1, 2]",
     "no rows": lambda: broken(lambda content: content.pop("measured")),
     "a later format": lambda: broken(lambda content: content.update(format=2)),
-    "unknown pass": lambda: broken(in_row(**{"pass": "zgrad"})),
+    "unknown pass": lambda: broken(in_row(pass_name="zgrad")),
     "unknown dtype": lambda: broken(in_row(dtype="int8")),
-    "unknown layout": lambda: broken(in_row(layout="hwcn")),
+    "unknown layout": lambda: broken(in_row(channels_last="no")),
     "unknown backend": lambda: broken(in_row(microseconds={"cudnn": 1.0})),
-    "another device": lambda: broken(in_row(device="cuda")),
+    "unknown device": lambda: broken(in_row(device="meta")),
     "no times": lambda: broken(in_row(microseconds={})),
     "times not by name": lambda: broken(in_row(microseconds=[1.0])),
     "a time that is no number": lambda: broken(in_row(microseconds={"aten": "fast"})),
