@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import cuda_choices
 import pytest
 import torch
 from support import random_cases, short
@@ -167,3 +169,10 @@ def test_every_layer_of_resnext_has_a_plan_in_nchw():
             assert plan["shared_bytes"] <= config["shared_bytes"] <= 99 * 1024
             assert plan["blocks"] >= 0.9 * H100
     assert "channels_last" in str(_C.rowstream_refusal("wgrad", extents(p), "float16", False))
+
+
+def test_the_table_of_choices_is_what_the_rules_say():
+    """docs/cuda-choices.md: print it anew after a change to a rule."""
+    table = Path(__file__).parent.parent / "docs" / "cuda-choices.md"
+    assert table.read_text() == cuda_choices.text()
+    assert " rowstream " in cuda_choices.text()
