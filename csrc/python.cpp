@@ -139,7 +139,11 @@ std::optional<std::string> rowstream_refusal(const std::string& pass,
 }
 
 py::dict plan_fast(const std::string& pass, const std::vector<int64_t>& extents, int sm_count,
-                   bool channels_last) {
+                   bool channels_last, const std::string& tail) {
+  const std::map<std::string, cuda::Tail> tails = {{"", cuda::Tail::kNone},
+                                                   {"epilogue", cuda::Tail::kAffine},
+                                                   {"residual", cuda::Tail::kResidual},
+                                                   {"statistics", cuda::Tail::kStatistics}};
   const ConvProblem problem = problem_of(extents);
   const cuda::Layout layout = layout_of(channels_last);
   if (cuda::rowstream_refusal(kPasses.at(pass), problem, cuda::DType::kFloat16, layout) !=
@@ -147,7 +151,11 @@ py::dict plan_fast(const std::string& pass, const std::vector<int64_t>& extents,
     throw std::invalid_argument("the row-streaming kernels do not take this problem");
   }
   if (sm_count < 1) throw std::invalid_argument("expected a positive number of multiprocessors");
-  const cuda::FastPlan plan = cuda::plan_fast(kPasses.at(pass), problem, {sm_count}, layout);
+  if (!tail.empty() && (pass != "fprop" || !channels_last)) {
+    throw std::invalid_argument("only fprop of channels_last tensors has a tail");
+  }
+  const cuda::FastPlan plan =
+      cuda::plan_fast(kPasses.at(pass), problem, {sm_count}, layout, tails.at(tail));
   py::dict dict;
   dict["name"] = plan.name;
   dict["blocks"] = plan.blocks;
@@ -185,9 +193,11 @@ PYBIND11_MODULE(_C, m) {
         py::arg("dtype"), py::arg("channels_last") = true,
         "Why the row-streaming CUDA kernels do not take a pass (fprop, dgrad, wgrad) of a problem, "
         "extents as in direct_refusal, with NHWC or NCHW operands; or None.");
-  m.def("plan_fast", &grouped_conv::plan_fast, py::arg("which"), py::arg("extents"),
-        py::arg("sm_count"), py::arg("channels_last") = true,
-        "Kernel, grid and workspace of a pass that rowstream_refusal does not refuse.");
+  m.def(
+      "plan_fast", &grouped_conv::plan_fast, py::arg("which"), py::arg("extents"),
+      py::arg("sm_count"), py::arg("channels_last") = true, py::arg("tail") = "",
+      "Kernel, grid and workspace of a pass that rowstream_refusal does not refuse; of fprop also "
+      "with an epilogue, an epilogue with a residual, or statistics.");
   m.def("output_extent", &grouped_conv::ConvProblem::output_extent, py::arg("size"),
         py::arg("kernel"), py::arg("padding"), py::arg("stride"), py::arg("dilation"),
         "Output extent of one spatial dimension, zero or less where the dilated kernel does not "

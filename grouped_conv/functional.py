@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from grouped_conv import routing, sharding
-from grouped_conv.backends import ORDER
+from grouped_conv.backends import ORDER, OWN_PASS
 from grouped_conv.ops import autocast_dtype, cast, compose_epilogue, epilogue_refusal
 from grouped_conv.problem import PASSES, Pass
 from grouped_conv.request import is_traced, parse, transform_reason
@@ -57,12 +57,17 @@ class Decision:
     """Backends that were asked before for the forward pass, each with its reason."""
     passes: Mapping[Pass, tuple[str, str, str]]
     """For each pass (backend, kernel, why not a backend asked before)."""
+    epilogue: str = OWN_PASS
+    """Where :func:`grouped_conv2d_affine` applies what follows the convolution."""
+    statistics: str = OWN_PASS
+    """Where :func:`conv_batch_norm` in training gets the statistics of the output."""
 
     def __str__(self) -> str:
         lines = [f"{self.backend}: {self.kernel}"]
         lines += [f"  {name} refused: {reason}" for name, reason in self.refused]
         for name, (backend, kernel, reason) in self.passes.items():
             lines.append(f"  {name:5}  {backend:6}  {kernel}" + (f"  ({reason})" if reason else ""))
+        lines += [f"  epilogue {self.epilogue}", f"  statistics {self.statistics}"]
         return "\n".join(lines)
 
 
@@ -247,12 +252,11 @@ def grouped_conv2d_affine(
 
     ``act(scale[k] * (conv(input, weight)[k] + bias[k]) + shift[k] + residual)``
 
-    The native CPU kernels and the Triton kernels apply all of it to their float32 sums and round
-    once, when they store the output. So do the CUDA kernels for channels_last tensors, but for a
-    residual and the activation behind it, which take a second pass and a second rounding; those for
-    NCHW tensors leave all of it to a second pass. Elsewhere it is :func:`grouped_conv2d` followed
-    by one operation for each step. Which backend takes a call is decided as for
-    :func:`grouped_conv2d` without the epilogue, so :func:`explain` tells.
+    The native CPU kernels, the Triton kernels and the CUDA kernels for channels_last tensors apply
+    all of it to their float32 sums and round once, when they store the output. The CUDA kernels for
+    NCHW tensors leave it to a second pass and a second rounding. Elsewhere it is
+    :func:`grouped_conv2d` followed by one operation for each step. Which backend takes a call is
+    decided as for :func:`grouped_conv2d` without the epilogue, so :func:`explain` tells.
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, any layout; NCHW and channels_last are native.
@@ -397,7 +401,8 @@ def explain(
     when called.
 
     Returns:
-        The backend and kernel of each pass, and each backend asked before with its reason.
+        The backend and kernel of each pass, and each backend asked before with its reason; where
+        an epilogue and the statistics of a batch normalization would be computed.
 
     Raises:
         RuntimeError: the backend that was named cannot compute this call.
@@ -422,4 +427,8 @@ def explain(
                 for p, d in decisions.items()
             }
     passes = {p: (d.backend, d.kernel, d.reason) for p, d in decisions.items()}
-    return Decision(first.backend, first.kernel, first.refused, passes)
+    decision = Decision(first.backend, first.kernel, first.refused, passes)
+    if isinstance(request, str):
+        return decision
+    epilogue, statistics = routing.tails(first.backend, request.query("fprop"))
+    return replace(decision, epilogue=epilogue, statistics=statistics)

@@ -137,6 +137,12 @@ def _decide(query: Query, name: str, site: Site | None) -> PassDecision:
     return decide_by_rule(query)
 
 
+def tails(backend: str, query: Query) -> tuple[str, str]:
+    """Where a backend computes fprop's epilogue, and the statistics of its output."""
+    module = _MODULES[backend]
+    return module.epilogue(query), module.statistics(query)
+
+
 def decide_by_rule(query: Query) -> PassDecision:
     """Who computes a pass on ``auto`` where nothing was measured: a pure function of the query."""
     refused: list[tuple[str, str]] = []

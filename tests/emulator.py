@@ -100,6 +100,7 @@ class Operands:
     scale: Tensor | None = None
     """Of fprop with its epilogue, float32; with a shift."""
     shift: Tensor | None = None
+    residual: Tensor | None = None
     relu: bool = False
 
     @staticmethod
@@ -165,6 +166,9 @@ def run(
     if operands.scale is not None:
         session.affine = True
         session.scale[:], session.shift[:] = operands.scale.numpy(), operands.shift.numpy()
+    if operands.residual is not None:
+        session.adds_residual = True
+        session.residual[:] = _bits(operands.residual, not kernel.planar)
     launches = session.run(**options)
     found = (torch.from_numpy(session.sum), torch.from_numpy(session.squares))
     bits = torch.from_numpy(getattr(session, written).view(np.int16))

@@ -117,18 +117,13 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y,
     }
     return;
   }
-  // What a kernel does not do itself is done to y in a pass of its own: by NCHW kernels nothing, by
-  // the others no residual, behind which the activation comes.
+  // What NCHW kernels do not do themselves is done to y in a pass of its own.
   Epilogue later;
   const bool counts_later = layout == Layout::kPlanar && statistics.sum != nullptr;
   if (layout == Layout::kPlanar) {
     later = args.epilogue;
     args.epilogue = {};
     args.statistics = {};
-  } else if (epilogue.residual != nullptr) {
-    later = {nullptr, nullptr, epilogue.residual, epilogue.relu};
-    args.epilogue.residual = nullptr;
-    args.epilogue.relu = false;
   }
   DeviceTraits traits{};
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&traits.sm_count, cudaDevAttrMultiProcessorCount, device));
@@ -171,8 +166,7 @@ Tensor fprop_affine(const Tensor& input, const Tensor& weight, std::optional<Ten
   const std::optional<Tensor> scales = factor(scale, dtype), shifts = factor(shift, dtype);
   std::optional<Tensor> r;
   if (residual.has_value()) {
-    r = torch::stable::contiguous(
-        *residual, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+    r = readable(*residual, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   }
   run(Pass::kFprop, p, input, weight, output, bias,
       {data_or_null(scales), data_or_null(shifts), data_or_null(r), relu});

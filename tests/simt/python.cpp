@@ -60,6 +60,7 @@ class Session {
         bias_("bias", bytes(p_.K), simt::Buffer::Use::kInput),
         scale_("scale", 2 * bytes(p_.K), simt::Buffer::Use::kInput),
         shift_("shift", 2 * bytes(p_.K), simt::Buffer::Use::kInput),
+        residual_("residual", bytes(p_.N * p_.P * p_.Q * p_.K), simt::Buffer::Use::kInput),
         sum_("sum", 2 * bytes(p_.K), simt::Buffer::Use::kOutput),
         squares_("squares", 2 * bytes(p_.K), simt::Buffer::Use::kOutput) {
     const std::string why = kernel.refusal(p_);
@@ -82,12 +83,14 @@ class Session {
       args.epilogue.scale = scale_.device<void>();
       args.epilogue.shift = shift_.device<void>();
     }
+    if (adds_residual) args.epilogue.residual = residual_.device<void>();
     if (statistics) args.statistics = {sum_.device<void>(), squares_.device<void>()};
     return kernel_.launch(args, workspace_->device<void>(), sm_count_, options);
   }
 
   // What fprop shall do beside the convolution.
   bool affine = false;
+  bool adds_residual = false;
   bool relu = false;
   bool statistics = false;
 
@@ -102,6 +105,7 @@ class Session {
   simt::Buffer& bias() { return bias_; }
   simt::Buffer& scale() { return scale_; }
   simt::Buffer& shift() { return shift_; }
+  simt::Buffer& residual() { return residual_; }
   simt::Buffer& sum() { return sum_; }
   simt::Buffer& squares() { return squares_; }
 
@@ -115,7 +119,7 @@ class Session {
   ConvProblem p_;
   bool bias_given_, channels_last_;
   int sm_count_;
-  simt::Buffer x_, w_, y_, bias_, scale_, shift_, sum_, squares_;
+  simt::Buffer x_, w_, y_, bias_, scale_, shift_, residual_, sum_, squares_;
   std::optional<simt::Buffer> workspace_;
 };
 
@@ -188,9 +192,11 @@ PYBIND11_MODULE(_simt, m) {
       .def_property_readonly("bias", &view<&Session::bias>)
       .def_property_readonly("scale", &view<&Session::scale, float>)
       .def_property_readonly("shift", &view<&Session::shift, float>)
+      .def_property_readonly("residual", &view<&Session::residual>)
       .def_property_readonly("sum", &view<&Session::sum, float>)
       .def_property_readonly("squares", &view<&Session::squares, float>)
       .def_readwrite("affine", &Session::affine, "fprop: whether scale and shift are applied.")
+      .def_readwrite("adds_residual", &Session::adds_residual, "fprop: whether residual is added.")
       .def_readwrite("relu", &Session::relu)
       .def_readwrite("statistics", &Session::statistics,
                      "fprop: whether sum and squares are written.")
@@ -220,6 +226,7 @@ PYBIND11_MODULE(_simt, m) {
                                return k.dtype == DType::kFloat16 ? "float16" : "bfloat16";
                              })
       .def_readonly("takes_epilogue", &EmulatedKernel::takes_epilogue)
+      .def_readonly("takes_residual", &EmulatedKernel::takes_residual)
       .def_readonly("takes_statistics", &EmulatedKernel::takes_statistics)
       .def("refusal",
            [](const EmulatedKernel& k, const std::vector<int64_t>& extents) {
