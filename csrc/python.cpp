@@ -201,14 +201,21 @@ py::dict plan_tiled(const std::string& pass, const std::vector<int64_t>& extents
 }
 
 py::dict plan_fast(const std::string& pass, const std::vector<int64_t>& extents, int sm_count,
-                   bool channels_last) {
+                   bool channels_last, const std::string& tail) {
+  const std::map<std::string, cuda::Tail> tails = {{"", cuda::Tail::kNone},
+                                                   {"epilogue", cuda::Tail::kAffine},
+                                                   {"residual", cuda::Tail::kResidual},
+                                                   {"statistics", cuda::Tail::kStatistics}};
   const ConvProblem problem = problem_of(extents);
   if (cuda::rowstream_refusal(kPasses.at(pass), problem, cuda::DType::kFloat16) != nullptr) {
     throw std::invalid_argument("the row-streaming kernels do not take this problem");
   }
   if (sm_count < 1) throw std::invalid_argument("expected a positive number of multiprocessors");
-  return as_dict(
-      cuda::plan_fast(kPasses.at(pass), problem, {sm_count}, layout_of(channels_last)));
+  if (!tail.empty() && (pass != "fprop" || !channels_last)) {
+    throw std::invalid_argument("only fprop of channels_last tensors has a tail");
+  }
+  return as_dict(cuda::plan_fast(kPasses.at(pass), problem, {sm_count}, layout_of(channels_last),
+                                 tails.at(tail)));
 }
 
 }  // namespace
@@ -239,9 +246,11 @@ PYBIND11_MODULE(_C, m) {
         py::arg("dtype"),
         "Why the row-streaming CUDA kernels do not take a pass (fprop, dgrad, wgrad) of a problem, "
         "extents as in direct_refusal, with NHWC or NCHW operands; or None.");
-  m.def("plan_fast", &grouped_conv::plan_fast, py::arg("which"), py::arg("extents"),
-        py::arg("sm_count"), py::arg("channels_last") = true,
-        "Kernel, grid and workspace of a pass that rowstream_refusal does not refuse.");
+  m.def(
+      "plan_fast", &grouped_conv::plan_fast, py::arg("which"), py::arg("extents"),
+      py::arg("sm_count"), py::arg("channels_last") = true, py::arg("tail") = "",
+      "Kernel, grid and workspace of a pass that rowstream_refusal does not refuse; of fprop also "
+      "with an epilogue, an epilogue with a residual, or statistics.");
   m.def("tiled_kernels", &grouped_conv::tiled_kernels,
         "Configurations of the tiled CUDA kernels: the channels of a group and the groups of a "
         "block; shared_bytes are the most that a block needs.");

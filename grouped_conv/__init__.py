@@ -29,6 +29,7 @@ from grouped_conv.modules import (  # noqa: E402
     LazyGroupedConv2d,
 )
 from grouped_conv.report import Report  # noqa: E402
+from grouped_conv.tuning import Measurement, Workload, autotune, workloads  # noqa: E402
 
 __all__ = [
     "Decision",
@@ -36,9 +37,12 @@ __all__ = [
     "GroupedConvBN2d",
     "GroupedConvReLU2d",
     "LazyGroupedConv2d",
+    "Measurement",
     "Report",
+    "Workload",
     "__version__",
     "aten_decompositions",
+    "autotune",
     "available_backends",
     "conv_batch_norm",
     "explain",
@@ -49,4 +53,5 @@ __all__ = [
     "replace_grouped_conv_",
     "revert_grouped_conv_",
     "use_backend",
+    "workloads",
 ]

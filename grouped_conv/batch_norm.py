@@ -17,7 +17,7 @@ from grouped_conv.dataflow import has_hooks
 from grouped_conv.functional import fold_batch_norm, grouped_conv2d_affine
 from grouped_conv.modules import GroupedConv2d
 from grouped_conv.request import Request, parse
-from grouped_conv.routing import call, decide_query
+from grouped_conv.routing import call
 
 _OPS = torch.ops.grouped_conv
 
@@ -100,8 +100,9 @@ def _joined(x: Any, conv: nn.Module, norm: nn.Module) -> Request | None:
     request = parse(x, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups)
     if isinstance(request, str):
         return None
-    query = request.query("fprop")
-    if decide_query(query).backend != "native" or not native.takes_statistics(query):
+    if request.decide("fprop").backend != "native":
+        return None
+    if not native.takes_statistics(request.query("fprop")):
         return None
     p, wide = request.problem, torch.promote_types(request.input.dtype, torch.float32)
     if norm.training or norm.running_var is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from grouped_conv import sharding
-from grouped_conv.backends import ORDER, allows_tf32
+from grouped_conv import routing, sharding
+from grouped_conv.backends import ORDER, OWN_PASS, allows_tf32
 from grouped_conv.ops import autocast_dtype, cast, compose_epilogue, epilogue_refusal
 from grouped_conv.problem import PASSES, Pass
 from grouped_conv.request import is_traced, parse, transform_reason
@@ -22,7 +22,6 @@ from grouped_conv.routing import (
     call,
     current_backend,
     decide,
-    decide_query,
     dgrad,
     fprop,
     op_of,
@@ -58,12 +57,17 @@ class Decision:
     """Backends that were asked before for the forward pass, each with its reason."""
     passes: Mapping[Pass, tuple[str, str, str]]
     """For each pass (backend, kernel, why not a backend asked before)."""
+    epilogue: str = OWN_PASS
+    """Where :func:`grouped_conv2d_affine` applies what follows the convolution."""
+    statistics: str = OWN_PASS
+    """Where :func:`conv_batch_norm` in training gets the statistics of the output."""
 
     def __str__(self) -> str:
         lines = [f"{self.backend}: {self.kernel}"]
         lines += [f"  {name} refused: {reason}" for name, reason in self.refused]
         for name, (backend, kernel, reason) in self.passes.items():
             lines.append(f"  {name:5}  {backend:6}  {kernel}" + (f"  ({reason})" if reason else ""))
+        lines += [f"  epilogue {self.epilogue}", f"  statistics {self.statistics}"]
         return "\n".join(lines)
 
 
@@ -135,8 +139,7 @@ def grouped_conv2d(
         y = _by_aten(request, backend, (input, weight, bias, stride, padding, dilation, groups))
         _remember(key, _ATEN)
         return y
-    query = request.query("fprop")
-    decision = decide_query(query, backend)
+    decision = request.decide("fprop", backend)
     r = request
     # An empty batch leaves nothing to compute; ATen knows the strides that its result has.
     empty = not torch.compiler.is_compiling() and r.input.shape[0] == 0
@@ -144,7 +147,7 @@ def grouped_conv2d(
         _remember(key, _ATEN)
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     op = op_of(decision.backend, "fprop")
-    how = (op, r.stride, r.padding, r.dilation, r.groups, query.allow_tf32)
+    how = (op, r.stride, r.padding, r.dilation, r.groups, r.query("fprop").allow_tf32)
     if r.input is input:
         _remember(key, how)
     y = call(op, r.input, r.weight, r.bias, *how[1:])
@@ -161,6 +164,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 # much as dispatching it. By everything that parsing and the choice depend on.
 _known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 _KNOWN_LIMIT = 4096
+
 _ATEN: tuple[Any, ...] = ()
 """Among the known calls: one that ATen takes, as it was made."""
 
@@ -172,6 +176,12 @@ def _remember(key: tuple[Any, ...] | None, how: tuple[Any, ...]) -> None:
     if len(_known) >= _KNOWN_LIMIT:
         _known.clear()
     _known[key] = how
+
+
+def forget() -> None:
+    """Parse and decide anew: the table of measurements is another one."""
+    _known.clear()
+    routing.forget()
 
 
 def _is_plain(attribute: Any) -> bool:
@@ -244,12 +254,11 @@ def grouped_conv2d_affine(
 
     ``act(scale[k] * (conv(input, weight)[k] + bias[k]) + shift[k] + residual)``
 
-    The native CPU kernels and the Triton kernels apply all of it to their float32 sums and round
-    once, when they store the output. So do the CUDA kernels for channels_last tensors, but for a
-    residual and the activation behind it, which take a second pass and a second rounding; those for
-    NCHW tensors leave all of it to a second pass. Elsewhere it is :func:`grouped_conv2d` followed
-    by one operation for each step. Which backend takes a call is decided as for
-    :func:`grouped_conv2d` without the epilogue, so :func:`explain` tells.
+    The native CPU kernels, the Triton kernels and the CUDA kernels for channels_last tensors apply
+    all of it to their float32 sums and round once, when they store the output. The CUDA kernels for
+    NCHW tensors leave it to a second pass and a second rounding. Elsewhere it is
+    :func:`grouped_conv2d` followed by one operation for each step. Which backend takes a call is
+    decided as for :func:`grouped_conv2d` without the epilogue, so :func:`explain` tells.
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, any layout; NCHW and channels_last are native.
@@ -306,8 +315,7 @@ def grouped_conv2d_affine(
         y = _by_aten(request, backend, args)
     else:
         r = request
-        query = r.query("fprop")
-        decision = decide_query(query, backend)
+        decision = r.decide("fprop", backend)
         empty = not torch.compiler.is_compiling() and r.input.shape[0] == 0
         if decision.backend != "aten" and not empty:
             size = r.problem.output_size
@@ -327,7 +335,7 @@ def grouped_conv2d_affine(
                 r.padding,
                 r.dilation,
                 r.groups,
-                query.allow_tf32,
+                r.query("fprop").allow_tf32,
             )
             return y if r.batched else y.squeeze(0)
         y = F.conv2d(*args)
@@ -396,7 +404,8 @@ def explain(
     when called.
 
     Returns:
-        The backend and kernel of each pass, and each backend asked before with its reason.
+        The backend and kernel of each pass, and each backend asked before with its reason; where
+        an epilogue and the statistics of a batch normalization would be computed.
 
     Raises:
         RuntimeError: the backend that was named cannot compute this call.
@@ -411,7 +420,7 @@ def explain(
         after = PassDecision("aten", "aten::convolution_backward", refused)
         decisions = {p: first if p == "fprop" else after for p in PASSES}
     else:
-        decisions = {p: decide_query(request.query(p), backend) for p in PASSES}
+        decisions = {p: request.decide(p, backend) for p in PASSES}
         first = decisions["fprop"]
         if first.backend == "aten":
             # ATen's convolution differentiates itself.
@@ -421,4 +430,8 @@ def explain(
                 for p, d in decisions.items()
             }
     passes = {p: (d.backend, d.kernel, d.reason) for p, d in decisions.items()}
-    return Decision(first.backend, first.kernel, first.refused, passes)
+    decision = Decision(first.backend, first.kernel, first.refused, passes)
+    if isinstance(request, str):
+        return decision
+    epilogue, statistics = routing.tails(first.backend, request.query("fprop"))
+    return replace(decision, epilogue=epilogue, statistics=statistics)

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from grouped_conv.backends import Query
 from grouped_conv.ops import autocast_dtype, cast
 from grouped_conv.problem import ConvProblem, Pass
-from grouped_conv.routing import suggests_channels_last
+from grouped_conv.routing import PassDecision, decide_query, site_of, suggests_channels_last
 
 
 class Request(NamedTuple):
@@ -30,6 +30,10 @@ class Request(NamedTuple):
     def query(self, pass_name: Pass) -> Query:
         x = self.input
         return Query.of(pass_name, self.problem, x.dtype, x.device, suggests_channels_last(x))
+
+    def decide(self, pass_name: Pass, backend: str | None = None) -> PassDecision:
+        """Who computes a pass of it."""
+        return decide_query(self.query(pass_name), backend, site_of(self.input))
 
 
 def _is_int(value: Any) -> bool:

@@ -20,7 +20,9 @@ from grouped_conv.problem import ConvProblem, Pass
 
 _libraries.load()
 
-from grouped_conv.backends import aten, native, triton  # noqa: E402  (native needs its library)
+from grouped_conv import measured  # noqa: E402  (these need the library)
+from grouped_conv.backends import aten, native, triton  # noqa: E402
+from grouped_conv.measured import Site  # noqa: E402
 
 BACKEND_VARIABLE = "GROUPED_CONV_BACKEND"
 
@@ -44,11 +46,15 @@ class PassDecision:
     kernel: str
     refused: tuple[tuple[str, str], ...]
     """The backends that were asked before, each with its reason."""
+    measured: str = ""
+    """The measurement that decided, where one did."""
 
     @property
     def reason(self) -> str:
-        """Why this backend: empty for the first choice, else why those before it refused."""
-        return "; ".join(f"{name}: {why}" for name, why in self.refused)
+        """Why this backend: empty for the first choice of the rules, else why those before it
+        refused, or what was measured."""
+        refused = "; ".join(f"{name}: {why}" for name, why in self.refused)
+        return "; ".join(filter(None, (self.measured, refused)))
 
 
 def _check_name(name: object, source: str = "") -> str:
@@ -81,11 +87,12 @@ def current_backend() -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Choose the backend within a ``with`` block, for the current thread.
 
-    ``auto`` takes the first of native, triton and aten that supports a problem and is expected to
-    be the fastest; a backend's name takes that backend for all it supports and raises
-    ``RuntimeError`` for what it does not. The environment variable ``GROUPED_CONV_BACKEND`` sets
-    the choice outside of any block, the ``backend`` argument of a call overrides both. The gradient
-    passes follow the choice in force when they run.
+    ``auto`` takes what :func:`grouped_conv.autotune` has measured to be the fastest; where nothing
+    was measured, the first of native, triton and aten that supports a problem and is expected to be
+    the fastest. A backend's name takes that backend for all it supports and raises ``RuntimeError``
+    for what it does not. The environment variable ``GROUPED_CONV_BACKEND`` sets the choice outside
+    of any block, the ``backend`` argument of a call overrides both. The gradient passes follow the
+    choice in force when they run.
 
     Raises:
         ValueError: the name is none of auto, native, triton, aten.
@@ -102,40 +109,82 @@ def available_backends() -> dict[str, str | None]:
     return {name: module.unavailable() for name, module in _MODULES.items()}
 
 
-_cache: dict[tuple[Query, str], PassDecision] = {}
+_cache: dict[tuple[Query, str, Site | None], PassDecision] = {}
 _CACHE_LIMIT = 4096
 
 
-def _decide(query: Query, name: str) -> PassDecision:
+def forget() -> None:
+    """Decide anew: the table of measurements is another one."""
+    _cache.clear()
+
+
+def refusal(backend: str, query: Query) -> str | None:
+    """Why a backend cannot compute a pass in this process, None if it can."""
+    module = _MODULES[backend]
+    reason: str | None = module.unavailable() or module.supports(query)
+    return reason
+
+
+def _decide(query: Query, name: str, site: Site | None) -> PassDecision:
     if name != "auto":
-        module = _MODULES[name]
-        if reason := module.unavailable() or module.supports(query):
+        if reason := refusal(name, query):
             raise RuntimeError(
                 f"grouped_conv backend {name} cannot compute {query.pass_name}: {reason}"
             )
-        return PassDecision(name, module.kernel(query), ())
+        return PassDecision(name, _MODULES[name].kernel(query), ())
+    if site is not None and (decision := _decide_by_measurement(query, site)) is not None:
+        return decision
+    return decide_by_rule(query)
+
+
+def tails(backend: str, query: Query) -> tuple[str, str]:
+    """Where a backend computes fprop's epilogue, and the statistics of its output."""
+    module = _MODULES[backend]
+    return module.epilogue(query), module.statistics(query)
+
+
+def decide_by_rule(query: Query) -> PassDecision:
+    """Who computes a pass on ``auto`` where nothing was measured: a pure function of the query."""
     refused: list[tuple[str, str]] = []
     for candidate in ORDER:
-        module = _MODULES[candidate]
-        reason = module.unavailable() or module.supports(query) or module.prefers(query)
+        reason = refusal(candidate, query) or _MODULES[candidate].prefers(query)
         if reason is None:
-            return PassDecision(candidate, module.kernel(query), tuple(refused))
+            return PassDecision(candidate, _MODULES[candidate].kernel(query), tuple(refused))
         refused.append((candidate, reason))
     raise AssertionError("aten takes everything")
 
 
-def decide_query(query: Query, backend: str | None = None) -> PassDecision:
-    """Who computes a pass. A named backend that cannot raises ``RuntimeError`` with its reason."""
+def _decide_by_measurement(query: Query, site: Site) -> PassDecision | None:
+    """The fastest backend in the table that takes a pass; None where there is none."""
+    entry = measured.lookup(query, site)
+    if entry is None:
+        return None
+    for chosen, _ in entry.microseconds:
+        if refusal(chosen, query) is not None:
+            continue
+        before = ORDER[: ORDER.index(chosen)]
+        refused = ((b, refusal(b, query) or "it was measured to be slower") for b in before)
+        return PassDecision(chosen, _MODULES[chosen].kernel(query), tuple(refused), str(entry))
+    return None
+
+
+def decide_query(
+    query: Query, backend: str | None = None, site: Site | None = None
+) -> PassDecision:
+    """Who computes a pass. A named backend that cannot raises ``RuntimeError`` with its reason.
+
+    Without a site, whose measurements are asked first, the rules alone decide.
+    """
     name = current_backend() if backend is None else _check_name(backend)
     if torch.compiler.is_compiling():
-        return _decide(query, name)
-    key = (query, name)
+        return _decide(query, name, site)
+    key = (query, name, site)
     try:
         decision = _cache.get(key)
     except TypeError:  # symbolic extents, while a graph is traced, have no hash
-        return _decide(query, name)
+        return _decide(query, name, site)
     if decision is None:
-        decision = _decide(query, name)
+        decision = _decide(query, name, site)
         if len(_cache) >= _CACHE_LIMIT:
             _cache.clear()
         _cache[key] = decision
@@ -151,9 +200,9 @@ def decide(
     backend: str | None = None,
 ) -> PassDecision:
     """Who computes one pass of a problem, by the rules that :func:`use_backend` describes."""
-    return decide_query(
-        Query.of(pass_name, problem, dtype, torch.device(device), channels_last), backend
-    )
+    p, where = problem, torch.device(device)
+    query = Query.of(pass_name, p, dtype, where, channels_last)
+    return decide_query(query, backend, Site(where, p.N, p.H, p.W))
 
 
 def suggests_channels_last(t: Tensor) -> bool:
@@ -171,6 +220,12 @@ def suggests_channels_last(t: Tensor) -> bool:
             return False
         least = strides[d] * sizes[d] if sizes[d] > 1 else strides[d]
     return True
+
+
+def site_of(x: Tensor) -> Site:
+    """Where a convolution of x takes place."""
+    n, _, height, width = x.shape
+    return Site(x.device, n, height, width)
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:
@@ -204,7 +259,7 @@ def fprop(
     query = _query(
         "fprop", x, suggests_channels_last(x), w.shape, stride, padding, dilation, groups
     )
-    if (chosen := decide_query(query, backend).backend) != "aten":
+    if (chosen := decide_query(query, backend, site_of(x)).backend) != "aten":
         op, tf32 = op_of(chosen, "fprop"), query.allow_tf32
         return call(op, x, w, bias, stride, padding, dilation, groups, tf32)
     return torch.conv2d(x, w, bias, stride, padding, dilation, groups)
@@ -223,7 +278,9 @@ def dgrad(
 ) -> Tensor:
     """dx ``[N, C, H, W]`` from dy ``[N, K, P, Q]`` and w, in the memory format asked for."""
     query = _query("dgrad", dy, channels_last, w.shape, stride, padding, dilation, groups)
-    if (chosen := decide_query(query, backend).backend) != "aten":
+    n, _, height, width = input_size
+    site = Site(dy.device, n, height, width)
+    if (chosen := decide_query(query, backend, site).backend) != "aten":
         op = op_of(chosen, "dgrad")
         attributes = (stride, padding, dilation, groups, channels_last, query.allow_tf32)
         return call(op, dy, w, input_size, *attributes)
@@ -251,7 +308,7 @@ def wgrad(
     """dw ``[K, C/G, R, S]`` from dy and x, in the memory format asked for."""
     layout = suggests_channels_last(x)
     query = _query("wgrad", x, layout, weight_size, stride, padding, dilation, groups)
-    if (chosen := decide_query(query, backend).backend) != "aten":
+    if (chosen := decide_query(query, backend, site_of(x)).backend) != "aten":
         op = op_of(chosen, "wgrad")
         attributes = (stride, padding, dilation, groups, channels_last, query.allow_tf32)
         return call(op, dy, x, weight_size, *attributes)

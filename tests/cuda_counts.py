@@ -24,6 +24,8 @@ from grouped_conv.bench.problems import Layer, network
 from grouped_conv.problem import PASSES, ConvProblem, Pass
 
 BATCHES = (32, 64, 256)
+TAILS = ("epilogue", "residual", "statistics")
+BATCH_OF_TAILS = 64
 MOST_BLOCKS = 16  # of a grid; with few rows in a block, more
 SECTOR = 32
 TILE = 16 * 8  # output elements: 16 pixels of 8 channels
@@ -42,6 +44,8 @@ class Row:
     pass_name: Pass
     batch: int
     planar: bool = False
+    tail: str = ""
+    """Of fprop: one of ``TAILS``."""
 
     @property
     def problem(self) -> ConvProblem:
@@ -50,7 +54,7 @@ class Row:
     @cached_property
     def plan(self) -> Any:
         extents = emulator.extents(self.problem)
-        return _C.plan_fast(self.pass_name, extents, SM, channels_last=not self.planar)
+        return _C.plan_fast(self.pass_name, extents, SM, not self.planar, self.tail)
 
     @cached_property
     def config(self) -> Any:
@@ -67,6 +71,9 @@ class Row:
             if k.name == self.plan["name"] and k.dtype == "float16"
         ]
         session = kernel.session(emulator.extents(self.problem), sm_count=SM)
+        session.affine = session.relu = self.tail in ("epilogue", "residual")
+        session.adds_residual = self.tail == "residual"
+        session.statistics = self.tail == "statistics"
         reports = session.run(detect=False, arithmetic=False, most_blocks=MOST_BLOCKS)
         return [report.counts for report in reports]
 
@@ -81,11 +88,13 @@ class Row:
 
     @property
     def min_sectors(self) -> float:
-        return self.problem.min_bytes(emulator.DTYPES["float16"]) / SECTOR
+        p = self.problem
+        residual = 2 * p.N * p.K * p.P * p.Q if self.tail == "residual" else 0
+        return (p.min_bytes(emulator.DTYPES["float16"]) + residual) / SECTOR
 
     @cached_property
     def dram_sectors(self) -> float:
-        """Each sector of x, y and the partial sums once for each launch that touches it.
+        """Each sector of x, y, the residual and partial sums once for each launch that touches it.
 
         Every block of the channels reads the same weights; DRAM sees them once.
         """
@@ -94,7 +103,7 @@ class Row:
         total = weights
         for counts in self.launches:
             for buffer in counts.buffers:
-                if buffer.name in ("x", "y", "workspace"):
+                if buffer.name in ("x", "y", "residual", "workspace"):
                     touched = buffer.sectors_read + buffer.sectors_written
                     total += touched * counts.grid_blocks / counts.blocks
         return total
@@ -122,7 +131,8 @@ class Row:
     def instructions(self) -> float:
         """Warp instructions for a tile: of the row loop's machine code, for each mma in it."""
         recorded = json.loads((emulator.ROOT / "tests/sass/recorded.json").read_text())
-        per_mma = recorded["instructions_per_mma"][f"{self.plan['name']} Float16 sm_90"]
+        kernel = " ".join(filter(None, (self.plan["name"], "Float16", self.tail, "sm_90")))
+        per_mma = recorded["instructions_per_mma"][kernel]
         return float(per_mma) * self.total("warp_instructions", ("mma",)) / self.tiles
 
     @property
@@ -154,7 +164,7 @@ class Row:
         return [
             str(self.layer),
             str(self.batch),
-            self.pass_name,
+            f"{self.pass_name} {self.tail}".rstrip(),
             self.plan["name"],
             f"{self.dram_sectors / self.min_sectors:.3f}",
             f"{self.total('sectors') / self.min_sectors:.3f}",
@@ -182,10 +192,12 @@ Printed by `python tests/cuda_counts.py`. Nothing here was measured on a GPU.
 
 The source of the kernels runs in the emulator (`tests/simt`), float16, on the layers of
 ResNeXt-50 32x4d, NHWC and, with kernels named nchw, NCHW; the first {most} blocks of each grid
-stand for all of it. A tile is 16 pixels of 8 channels of y (fprop, wgrad) or dx (dgrad).
+stand for all of it. A tile is 16 pixels of 8 channels of y (fprop, wgrad) or dx (dgrad). fprop is
+also counted with an epilogue of scale, shift and relu, with one that adds a residual before the
+relu, and with the statistics of its output.
 
-- **DRAM / min**: 32-byte sectors touched, each once in a launch, over those of x, w and y. wgrad's
-  partial sums are counted written and read.
+- **DRAM / min**: 32-byte sectors touched, each once in a launch, over those of x, w, y and the
+  residual. Partial sums, of wgrad and of statistics, are counted written and read.
 - **sectors / min**: sectors asked of L2, over the same.
 - **conflicts**: passes of shared memory that bank conflicts add, and the line with most of them.
 - **mma / useful**: FLOP issued to the tensor cores, over those of all nine taps of each output.
@@ -208,6 +220,13 @@ def main() -> None:
         for pass_name in PASSES
         for layer in network("resnext50")
         for n in batches
+    ]
+    rows += [
+        Row(layer, "fprop", n, tail=tail)
+        for tail in TAILS
+        for layer in network("resnext50")
+        for n in batches
+        if n == BATCH_OF_TAILS
     ]
     lines = [row.cells() for row in tqdm(rows, unit="row")]
     print(

@@ -113,8 +113,8 @@ class Operands:
     scale: Tensor | None = None
     """Of fprop with its epilogue, float32; with a shift."""
     shift: Tensor | None = None
-    relu: bool = False
     residual: Tensor | None = None
+    relu: bool = False
 
     @staticmethod
     def random(p: ConvProblem, dtype: torch.dtype, bias: bool, seed: int = 0) -> Operands:
@@ -176,7 +176,7 @@ def run(
             by_pixel = channels_last if name == "w" else not kernel.planar
             getattr(session, name)[:] = _bits(t, by_pixel)
     session.statistics, session.relu = statistics, operands.relu
-    session.residual_added = operands.residual is not None
+    session.adds_residual = operands.residual is not None
     if operands.scale is not None:
         session.affine = True
         session.scale[:], session.shift[:] = operands.scale.numpy(), operands.shift.numpy()

@@ -192,6 +192,19 @@ def test_decision_names_backend_kernel_and_passes(layout: str):
             assert word in str(decision)
 
 
+def test_decision_says_where_an_epilogue_and_statistics_are_computed():
+    inside, after = "in the kernel", "in a pass of its own"
+    for name, where in (("native", inside), ("aten", after)):
+        decision = explain(*CALL, backend=name)
+        assert (decision.epilogue, decision.statistics) == (where, where)
+        assert f"epilogue {where}" in str(decision)
+        assert f"statistics {where}" in str(decision)
+    wide = explain(X.double(), W.double(), None, 1, 1, 1, 8, backend="native")
+    assert (wide.epilogue, wide.statistics) == (inside, after)
+    unusual = explain(X.long(), W.long(), None, 1, 1, 1, 8)
+    assert (unusual.epilogue, unusual.statistics) == (after, after)
+
+
 def test_refused_candidates_have_reasons():
     decision = explain(X.to(torch.complex64), W.to(torch.complex64), None, 1, 1, 1, 8)
     assert decision.backend == "aten"

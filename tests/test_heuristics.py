@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import cuda_choices
 import pytest
 import torch
 from support import random_cases, short
@@ -96,6 +98,44 @@ def test_a_batch_fills_an_h100(pass_name: Pass):
             blocks = _C.plan_fast(pass_name, extents(layer.problem(batch)), H100)["blocks"]
             rounds = -(-blocks // H100)
             assert blocks / (rounds * H100) >= 0.9, (str(layer), batch, blocks)
+
+
+@pytest.mark.parametrize("tail", ["epilogue", "residual", "statistics"])
+def test_every_layer_of_resnext_has_a_plan_with_a_tail(tail: str):
+    """The plain kernel's, but where that is not compiled with the tail: there the narrow one."""
+    others = set()
+    for layer in resolve("resnext50"):
+        for batch in (1, 32, 256):
+            p = layer.problem(batch)
+            plain = _C.plan_fast("fprop", extents(p), H100)
+            plan = _C.plan_fast("fprop", extents(p), H100, tail=tail)
+            if plan["name"] != plain["name"]:
+                others.add((plain["name"], plan["name"]))
+                continue
+            same = ("blocks", "threads", "shared_bytes")
+            assert [plan[key] for key in same] == [plain[key] for key in same]
+            assert (plan["workspace_bytes"] > 0) == (tail == "statistics")
+            assert plan["workspace_bytes"] < 5e6
+    narrow = {("conv_c16_s1", "conv_c16_s1_narrow")}
+    assert others == (set() if tail == "epilogue" else narrow)
+
+
+def test_a_tail_of_what_has_none_is_an_error():
+    p = extents(ConvProblem(2, 32, 9, 9, 32, 3, 3, 8, 1, 1))
+    for pass_name, channels_last in (("dgrad", True), ("wgrad", True), ("fprop", False)):
+        with pytest.raises(ValueError, match="has a tail"):
+            _C.plan_fast(pass_name, p, H100, channels_last, "epilogue")
+
+
+def test_where_epilogue_and_statistics_are_computed():
+    p = ConvProblem(2, 128, 9, 9, 128, 3, 3, 32, 1, 1)
+    nhwc = query("fprop", p)
+    nchw, plain = nhwc._replace(channels_last=False), query("fprop", p, torch.float32)
+    where = [(native.epilogue(q), native.statistics(q)) for q in (nhwc, nchw, plain)]
+    inside, after = "in the kernel", "in a pass of its own"
+    assert where == [(inside, inside), (after, after), (inside, after)]
+    assert native.takes_statistics(nhwc)
+    assert not native.takes_statistics(nchw)
 
 
 def test_partial_sums_of_dw_are_bounded():
@@ -246,3 +286,10 @@ def test_what_the_tiled_kernels_are_chosen_for(monkeypatch: pytest.MonkeyPatch):
             assert native.kernel(asked) == f"{pass_name}_tiled_{math}_cuda"
     monkeypatch.setattr(native, "_CUDA_AUTO", False)
     assert "the tiled kernels have not been measured" in native.prefers(asked)
+
+
+def test_the_table_of_choices_is_what_the_rules_say():
+    """docs/cuda-choices.md: print it anew after a change to a rule."""
+    table = Path(__file__).parent.parent / "docs" / "cuda-choices.md"
+    assert table.read_text() == cuda_choices.text()
+    assert " rowstream " in cuda_choices.text()

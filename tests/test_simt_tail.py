@@ -17,10 +17,21 @@ from grouped_conv.problem import ConvProblem
 
 pytestmark = pytest.mark.once
 
+ADDED = ("rowstream_tail.cuh", "epilogue.cuh", "statistics.cuh")
+# What is in other files for a residual.
+ADDED_LINES = (
+    "device::cp_async_16(source_ + buffer",
+    "device::cp_async_wait<kTail == Tail::kResidual",
+    "device::sync_threads();  // the weights may have been",
+)
 # The last thread's flags are not read; an infinity in the input reaches pixels of others as well.
-HARMLESS_HERE = {"stale address": ("bad |= device::load_shared_4(flags",)}
+# Another output's residual, added to an infinity.
+HARMLESS_HERE = {
+    "stale address": ("bad |= device::load_shared_4(flags",),
+    "stale pointer": ("device::load_global_2(static_cast<const char*>(args.epilogue.residual)",),
+}
 
-TAILS = ("epilogue", "statistics")
+TAILS = ("epilogue", "residual", "statistics")
 FAMILIES = [(c, stride) for c in (4, 8, 16, 32, 64) for stride in (1, 2)]
 KINDS = [(tail, c, stride) for tail in TAILS for c, stride in FAMILIES]
 
@@ -47,7 +58,10 @@ def operands_for(tail: str, p: ConvProblem, dtype: str, seed: int = 0) -> Operan
         return dataclasses.replace(operands, bias=far)
     rng = torch.Generator().manual_seed(seed)
     scale, shift = torch.randn(2, p.K, generator=rng)
-    return dataclasses.replace(operands, scale=scale, shift=shift, relu=seed % 2 == 0)
+    residual = operands.y.flip(0) if tail == "residual" else None
+    return dataclasses.replace(
+        operands, scale=scale, shift=shift, residual=residual, relu=seed % 2 == 0
+    )
 
 
 def run(tail: str, kernel: Any, p: ConvProblem, operands: Operands, **options: Any) -> Outcome:
@@ -64,6 +78,8 @@ def wrong(kernel: Any, p: ConvProblem, operands: Operands, outcome: Outcome) -> 
         scale, shift = (t.double()[:, None, None] for t in (operands.scale, operands.shift))
         expected = expected * scale + shift
         allowed = allowed * scale.abs() + (expected.abs() + shift.abs()) * 2.0**-22
+        if operands.residual is not None:
+            expected = expected + operands.residual.double()
         if operands.relu:
             expected = expected.relu()
     allowed += expected.abs() * ROUNDING[kernel.dtype] + 2.0**-25
@@ -149,27 +165,26 @@ def test_planted_faults_are_noticed(tail: str, stride: int):
     infinite = dataclasses.replace(finite, x=finite.x.clone())
     infinite.x[1, 5, 3, 4] = math.inf  # in front of few threads, and not of the first
     many = problem(4, stride, 2, 14, 6, (1, 1), 1, 0)
+    rest = problem(4, stride, 9, 3, 7, (1, 1), 1, 0)  # whose last tile has fewer images
     for p, operands, sm_count in (
         (one, finite, 1),
         (one, infinite, 1),
         (many, operands_for(tail, many, "float16", seed=1), 132),
+        (rest, operands_for(tail, rest, "float16", seed=1), 1),
     ):
         right = run(tail, kernel, p, operands, sm_count=sm_count)
         assert not wrong(kernel, p, operands, right)
         for launch in right.launches:
             for fault in emulator.module().mutations_of(launch.counts):
                 key = (fault.kind, fault.where, fault.column)
-                added = fault.where.split(":")[0] in (
-                    "rowstream_tail.cuh",
-                    "epilogue.cuh",
-                    "statistics.cuh",
-                )
+                added = fault.where.split(":")[0] in ADDED
+                added |= tail == "residual" and source(fault.where).startswith(ADDED_LINES)
                 if not added or missed.get(key) is False:
                     continue
                 outcome = run(tail, kernel, p, operands, sm_count=sm_count, mutation=fault)
                 if outcome.effects:
                     missed[key] = not wrong(kernel, p, operands, outcome)
-    assert len(missed) >= (2 if tail == "epilogue" else 12)
+    assert len(missed) >= {"epilogue": 2, "residual": 7, "statistics": 12}[tail]
     unexpected = [
         f"{kind} at {where}: {source(where)}"
         for (kind, where, _), unnoticed in missed.items()

@@ -160,16 +160,17 @@ constexpr bool rowstream_supports(const RowstreamConfig& config, Pass pass, cons
          rowstream_image_bytes(p) <= kMaxTileBytes;
 }
 
-// What fprop does beside the convolution: nothing, the epilogue of fprop_affine on its sums, or the
-// statistics of fprop_stats.
-enum class Tail { kNone, kAffine, kStatistics };
+// What fprop does beside the convolution: nothing, the epilogue of fprop_affine on its sums, the
+// statistics of fprop_stats, or the epilogue with a residual.
+enum class Tail { kNone, kAffine, kStatistics, kResidual };
 
 // Whether a configuration is compiled with a tail.
 constexpr bool rowstream_has(const RowstreamConfig& config, Tail tail) {
   if (tail == Tail::kNone) return true;
   if (config.walk == Walk::kDgradStride2) return false;
-  // Two blocks of 256 threads leave no registers for the sums; the narrow configuration has them.
-  return tail != Tail::kStatistics || config.c_per_group != 16 || config.blocks_per_sm != 2;
+  // Two blocks of 256 threads leave no registers for more than factors; the narrow configuration
+  // has them.
+  return tail == Tail::kAffine || config.c_per_group != 16 || config.blocks_per_sm != 2;
 }
 
 constexpr int64_t ceil_of(int64_t whole, int64_t part) { return (whole + part - 1) / part; }

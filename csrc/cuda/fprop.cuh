@@ -98,6 +98,8 @@ fprop_rowstream_kernel(GC_GRID_CONSTANT const RowstreamArgs args) {
   [[maybe_unused]] auto tail = [&] {
     if constexpr (kTail == Tail::kAffine) {
       return LaneEpilogue<Traits>(args, work.channel + part.slab * 8);
+    } else if constexpr (kTail == Tail::kResidual) {
+      return ResidualEpilogue<Traits>(args, work.channel + part.slab * 8);
     } else if constexpr (kTail == Tail::kStatistics) {
       return LineStatistics<Traits>(args, work, shared.lines);
     } else {
@@ -125,13 +127,30 @@ fprop_rowstream_kernel(GC_GRID_CONSTANT const RowstreamArgs args) {
   uint32_t buffer = 0;
   bool finished = false;  // the step before this one has finished a line
   int row = 0;            // of the tile's
+  [[maybe_unused]] bool has_line = work.steps.lead == 0;  // the present step finishes one
+  if constexpr (kTail == Tail::kResidual) {
+    if (has_line) {
+      device::sync_threads();  // the weights may have been where the line is
+      lines.prefetch_residual(buffer, true, false);
+      device::cp_async_wait<0>();
+    }
+  }
   const auto step = [&](int index, TileAccumulators<Traits>& older,
                         [[maybe_unused]] TileAccumulators<Traits>& newer) {
-    device::cp_async_wait<Traits::kStages - 2>();
+    // Of a residual, whose line of this step came in the last but one group, all before came, too.
+    device::cp_async_wait<kTail == Tail::kResidual ? 1 : Traits::kStages - 2>();
     if constexpr (Traits::kSharedSlab) nonfinite |= rows.clear_nonfinite_of(stage);
     device::sync_threads();
-    rows.prefetch();
+    if constexpr (kTail != Tail::kResidual) rows.prefetch();
     if (finished) store_line(buffer ^ Traits::kLineBytes);
+    [[maybe_unused]] bool next_has_line = false;
+    if constexpr (kTail == Tail::kResidual) {
+      const bool is_last = row + 1 == work.steps_per_tile();
+      next_has_line = index + 1 < steps && (is_last ? work.steps.tail || work.steps.lead == 0
+                                                    : row + 1 >= work.steps.lead);
+      lines.prefetch_residual(buffer ^ Traits::kLineBytes, next_has_line, has_line);
+      rows.prefetch();
+    }
 
     const bool first = row == 0;
     const auto put_line = [&, line = output + buffer](const SlabAccumulators<Traits>& sum,
@@ -139,6 +158,8 @@ fprop_rowstream_kernel(GC_GRID_CONSTANT const RowstreamArgs args) {
       const uint32_t address = line + tile * 16 * 16;
       if constexpr (kTail == Tail::kAffine) {
         tail.put(sum, address);
+      } else if constexpr (kTail == Tail::kResidual) {
+        tail.put(sum, address, has_line);
       } else {
         put<Traits>(sum, address);
       }
@@ -150,7 +171,10 @@ fprop_rowstream_kernel(GC_GRID_CONSTANT const RowstreamArgs args) {
       stride_2_rows<Traits>(older, weights, start, input + stage, input_of_single + stage,
                             put_line);
     }
-    finished = (first && work.steps.tail && index > 0) || row >= work.steps.lead;
+    finished = kTail == Tail::kResidual
+                   ? has_line
+                   : (first && work.steps.tail && index > 0) || row >= work.steps.lead;
+    has_line = next_has_line;
 
     buffer ^= Traits::kLineBytes;
     stage = stage + Traits::kStageBytes == Traits::kRingBytes ? 0 : stage + Traits::kStageBytes;
@@ -176,8 +200,10 @@ fprop_rowstream_kernel(GC_GRID_CONSTANT const RowstreamArgs args) {
   if (finished) store_line(buffer ^ Traits::kLineBytes);
   [[maybe_unused]] uint32_t bad_channels = 0;
   if (nonfinite) {
-    recompute_nonfinite<Traits>(args, work, [&](const ExactSum& sum, int channel) {
-      if constexpr (kTail == Tail::kAffine) return tail.exact(args, sum.value, channel);
+    recompute_nonfinite<Traits>(args, work, [&](const ExactSum& sum, int channel, int64_t offset) {
+      if constexpr (kTail == Tail::kAffine || kTail == Tail::kResidual) {
+        return tail.exact(args, sum.value, channel, offset);
+      }
       if constexpr (kTail == Tail::kStatistics) {
         bad_channels |= uint32_t(sum.nonfinite_term) << channel % 8;
       }

@@ -121,8 +121,7 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y, bo
     return;
   }
   // What a kernel does not do itself is done to y in a pass of its own: the tiled kernels count
-  // nothing, of the others those for NCHW do nothing of it and those for NHWC add no residual,
-  // behind which the activation comes.
+  // nothing, those for NCHW neither count nor apply an epilogue.
   Epilogue later{};
   const bool counts_later = (tiled || layout == Layout::kPlanar) && statistics.sum != nullptr;
   if (tiled) {
@@ -131,10 +130,6 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y, bo
     later = args.epilogue;
     args.epilogue = {};
     args.statistics = {};
-  } else if (epilogue.residual != nullptr) {
-    later = {nullptr, nullptr, epilogue.residual, epilogue.relu};
-    args.epilogue.residual = nullptr;
-    args.epilogue.relu = false;
   }
   DeviceTraits traits{};
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&traits.sm_count, cudaDevAttrMultiProcessorCount, device));
@@ -179,8 +174,7 @@ Tensor fprop_affine(const Tensor& input, const Tensor& weight, std::optional<Ten
   const std::optional<Tensor> scales = factor(scale, dtype), shifts = factor(shift, dtype);
   std::optional<Tensor> r;
   if (residual.has_value()) {
-    r = torch::stable::contiguous(
-        *residual, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+    r = readable(*residual, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   }
   run(Pass::kFprop, p, input, weight, output, allow_tf32, bias,
       {data_or_null(scales), data_or_null(shifts), data_or_null(r), relu});

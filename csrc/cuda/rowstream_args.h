@@ -23,7 +23,7 @@ struct RowstreamArgs {
   int pad_h, pad_w;
   WeightOrder order, shared_order;  // of the weights in global and in shared memory
   RowstreamPlan plan;
-  Epilogue epilogue;          // Tail::kAffine
+  Epilogue epilogue;          // Tail::kAffine, Tail::kResidual
   StatisticsRows statistics;  // Tail::kStatistics
 };
 

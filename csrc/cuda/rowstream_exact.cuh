@@ -69,11 +69,13 @@ GC_DEVICE ExactSum exact_sum(const RowstreamArgs& args, const char* image, int r
 }
 
 struct ExactValue {
-  GC_DEVICE float operator()(const ExactSum& sum, int /*channel*/) const { return sum.value; }
+  GC_DEVICE float operator()(const ExactSum& sum, int /*channel*/, int64_t /*offset*/) const {
+    return sum.value;
+  }
 };
 
-// Goes over the block's output; each thread over what it has stored itself. finish(sum, channel) is
-// what is stored.
+// Goes over the block's output; each thread over what it has stored itself. finish(sum, channel,
+// offset) is what is stored, `offset` bytes behind the output's first element.
 template <class Traits, typename Finish = ExactValue>
 GC_DEVICE void recompute_nonfinite(const RowstreamArgs& args, const BlockWork& work,
                                    const Finish& finish = {}) {
@@ -93,7 +95,7 @@ GC_DEVICE void recompute_nonfinite(const RowstreamArgs& args, const BlockWork& w
       const int64_t n = work.image + i;
       const char* input =
           static_cast<const char*>(args.input) + n * args.input_h * args.input_row_bytes;
-      char* output = static_cast<char*>(args.output) + n * args.output_h * args.output_row_bytes;
+      const int64_t output = n * args.output_h * args.output_row_bytes;
       const int rows = (work.line_end - work.line) * Traits::kOutputRows;
       GC_NO_UNROLL
       for (int j = 0; j < rows * Traits::kOutputRuns * 8; ++j) {
@@ -105,9 +107,11 @@ GC_DEVICE void recompute_nonfinite(const RowstreamArgs& args, const BlockWork& w
                                         index % Traits::kOutputRows);
         if (row < 0 || row >= args.output_h || column < 0 || column >= args.output_w) continue;
         const ExactSum sum = exact_sum<Traits>(args, input, row, column, c);
-        device::store_global_2(
-            output + row * args.output_row_bytes + 2 * (int64_t(column) * args.channels + c),
-            device::pack1<typename Traits::T>(finish(sum, c)), sum.nonfinite_term);
+        const int64_t offset =
+            output + row * args.output_row_bytes + 2 * (int64_t(column) * args.channels + c);
+        device::store_global_2(static_cast<char*>(args.output) + offset,
+                               device::pack1<typename Traits::T>(finish(sum, c, offset)),
+                               sum.nonfinite_term);
       }
     }
   }

@@ -231,6 +231,31 @@ class OutputStream {
                                 image_[run][i] < images_left_);
       }
     }
+    advance();
+  }
+
+  // Starts to bring a line of the epilogue's residual, which lies as the output does, to `buffer`
+  // bytes after the first line in shared memory: that of the next line to be stored or, if it is
+  // `behind` that, of the second. A group of copies, empty where no line is wanted. This thread
+  // must have stored what was there.
+  GC_DEVICE void prefetch_residual(uint32_t buffer, bool wanted, bool behind) const {
+    static_assert(Traits::kOutputRuns == 1 && Traits::kOutputRows == 1);
+    if (wanted) {
+      OutputStream at = *this;
+      if (behind) at.advance();
+      const int64_t distance =
+          static_cast<const char*>(args_.epilogue.residual) - static_cast<char*>(args_.output);
+      GC_UNROLL
+      for (int i = 0; i < Traits::kPerThread; ++i) {
+        device::cp_async_16(source_ + buffer + i * Traits::kSlotStep * 16,
+                            at.row_ + offset_[i] + distance, image_[0][i] < at.images_left_);
+      }
+    }
+    device::cp_async_commit();
+  }
+
+ private:
+  GC_DEVICE void advance() {
     row_ += Traits::kOutputRows * args_.output_row_bytes;
     if (++line_ == range_.end) {
       line_ = range_.begin;
@@ -240,7 +265,6 @@ class OutputStream {
     }
   }
 
- private:
   const RowstreamArgs& args_;
   const LineRange range_;
   char* row_;  // of the next line, in the tile's first image

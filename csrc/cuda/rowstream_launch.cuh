@@ -32,9 +32,10 @@ inline constexpr auto kRowstreamKernels = []<int... kId>(std::integer_sequence<i
 
 template <typename T>
 int launch_rowstream_kernel(const RowstreamArgs& args, Tail tail, void* stream) {
-  const auto& kernels = tail == Tail::kNone     ? kRowstreamKernels<T, Tail::kNone>
-                        : tail == Tail::kAffine ? kRowstreamKernels<T, Tail::kAffine>
-                                                : kRowstreamKernels<T, Tail::kStatistics>;
+  const auto& kernels = tail == Tail::kNone       ? kRowstreamKernels<T, Tail::kNone>
+                        : tail == Tail::kAffine   ? kRowstreamKernels<T, Tail::kAffine>
+                        : tail == Tail::kResidual ? kRowstreamKernels<T, Tail::kResidual>
+                                                  : kRowstreamKernels<T, Tail::kStatistics>;
   const RowstreamKernel kernel = kernels[size_t(args.plan.config)];
   const RowstreamLaunch shape = rowstream_launch(args.plan);
   // Beyond 48 KB only on request; the attribute belongs to the current device.

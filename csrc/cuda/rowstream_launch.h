@@ -60,6 +60,7 @@ inline RowstreamArgs make_rowstream_args(const PassArgs& pass, const RowstreamPl
 
 inline Tail tail_of(const PassArgs& pass) {
   if (pass.statistics.sum != nullptr) return Tail::kStatistics;
+  if (pass.epilogue.residual != nullptr) return Tail::kResidual;
   return pass.epilogue.empty() ? Tail::kNone : Tail::kAffine;
 }
 
@@ -77,7 +78,7 @@ inline StatisticsArgs make_statistics_args(const PassArgs& pass, const Statistic
 }
 
 // Enqueues the kernel, and for statistics the one that combines the partial ones in the workspace,
-// on a cudaStream_t; the result is a cudaError_t. No kernel takes a residual.
+// on a cudaStream_t; the result is a cudaError_t.
 int launch_rowstream(const PassArgs& pass, const RowstreamPlan& plan, void* workspace,
                      void* stream);
 

@@ -41,8 +41,40 @@ struct LaneEpilogue {
   }
 
   // Of one element that is recomputed.
-  GC_DEVICE static float exact(const RowstreamArgs& args, float sum, int channel) {
+  GC_DEVICE static float exact(const RowstreamArgs& args, float sum, int channel, int64_t) {
     return finish(sum, ChannelFactors(args.epilogue, channel, true),
+                  activation_floor(args.epilogue));
+  }
+};
+
+// The epilogue with a residual, whose lines have come to where those of output go: a lane finds
+// what is added to its sums where it puts them.
+template <class Traits>
+struct ResidualEpilogue : LaneEpilogue<Traits> {
+  using T = typename Traits::T;
+  using LaneEpilogue<Traits>::LaneEpilogue;
+
+  // Where the sums are not finished, there is no line of the residual.
+  GC_DEVICE void put(const SlabAccumulators<Traits>& sum, uint32_t address, bool has_line) const {
+    SlabAccumulators<Traits> finished;
+    GC_UNROLL
+    for (int slab = 0; slab < Traits::kSlabs; ++slab) {
+      const uint32_t plane = address + slab * Traits::kOutputPlaneBytes;
+      float added[4];
+      device::unpack2<T>(device::load_shared_4(plane, has_line), added[0], added[1]);
+      device::unpack2<T>(device::load_shared_4(plane + 8 * 16, has_line), added[2], added[3]);
+      GC_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        finished[slab][i] = finish(sum[slab][i], this->factors[slab][i % 2], added[i], this->floor);
+      }
+    }
+    ::grouped_conv::cuda::put<Traits>(finished, address);
+  }
+
+  GC_DEVICE static float exact(const RowstreamArgs& args, float sum, int channel, int64_t offset) {
+    const uint16_t added =
+        device::load_global_2(static_cast<const char*>(args.epilogue.residual) + offset);
+    return finish(sum, ChannelFactors(args.epilogue, channel, true), device::to_float<T>(added),
                   activation_floor(args.epilogue));
   }
 };

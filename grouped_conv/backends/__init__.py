@@ -8,6 +8,8 @@ A backend is a module with
 * ``prefers(query) -> str | None``: why a later backend computes a pass that it supports faster,
   None if it is the right choice
 * ``kernel(query) -> str``: the name of the kernel that would run
+* ``epilogue(query) -> str`` and ``statistics(query) -> str``: where fprop's epilogue, and the
+  statistics of its output, are computed: ``IN_KERNEL`` or ``OWN_PASS``
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from grouped_conv.problem import ConvProblem, Pass
 
 ORDER: tuple[str, ...] = ("native", "triton", "aten")
 """Backends in the order in which they are asked."""
+
+IN_KERNEL = "in the kernel"
+OWN_PASS = "in a pass of its own"
 
 
 class Query(NamedTuple):

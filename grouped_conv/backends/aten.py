@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grouped_conv.backends import Query
+from grouped_conv.backends import OWN_PASS, Query
 
 NAME = "aten"
 
@@ -21,3 +21,11 @@ def prefers(query: Query) -> str | None:
 
 def kernel(query: Query) -> str:
     return "aten::convolution" if query.pass_name == "fprop" else "aten::convolution_backward"
+
+
+def epilogue(query: Query) -> str:
+    return OWN_PASS
+
+
+def statistics(query: Query) -> str:
+    return OWN_PASS

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from grouped_conv import _C, _libraries
-from grouped_conv.backends import Query, dtype_name
+from grouped_conv.backends import IN_KERNEL, OWN_PASS, Query, dtype_name
 from grouped_conv.problem import Pass
 
 NAME = "native"
@@ -158,6 +158,16 @@ def _faster_in_cudnn(query: Query) -> str | None:
 def takes_statistics(query: Query) -> bool:
     """Whether fprop finds the statistics of its output on the way, without reading it again."""
     return query.device == "cpu" or (_no_rowstream(query) is None and query.channels_last)
+
+
+def epilogue(query: Query) -> str:
+    planar = query.device == "cuda" and _no_rowstream(query) is None and not query.channels_last
+    return OWN_PASS if planar else IN_KERNEL
+
+
+def statistics(query: Query) -> str:
+    in_kernel = takes_statistics(query) and query.dtype is not torch.float64
+    return IN_KERNEL if in_kernel else OWN_PASS
 
 
 def _uses_winograd(query: Query) -> bool:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from grouped_conv import _libraries
-from grouped_conv.backends import Query, dtype_name
+from grouped_conv.backends import IN_KERNEL, OWN_PASS, Query, dtype_name
 from grouped_conv.backends.native import _CUDA_AUTO, CUDA_VARIABLE
 from grouped_conv.problem import ConvProblem, Pass
 
@@ -194,6 +194,14 @@ def prefers(query: Query) -> str | None:
 
 def kernel(query: Query) -> str:
     return f"{query.pass_name}_triton_{dtype_name(query.dtype)}"
+
+
+def epilogue(query: Query) -> str:
+    return IN_KERNEL
+
+
+def statistics(query: Query) -> str:
+    return OWN_PASS
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -96,8 +96,8 @@ int64_t statistics_workspace(const std::string& config, const std::vector<int64_
 // fprop with an epilogue, or with statistics where `sum` is not 0; its bias is zero.
 std::vector<py::dict> tail_launches(const std::string& config, const std::vector<int64_t>& extents,
                                     int sm_count, uint64_t x, uint64_t w, uint64_t y,
-                                    uint64_t scale, uint64_t shift, bool relu, uint64_t sum,
-                                    uint64_t squares, uint64_t workspace) {
+                                    uint64_t scale, uint64_t shift, uint64_t residual, bool relu,
+                                    uint64_t sum, uint64_t squares, uint64_t workspace) {
   const ConvProblem p = problem_of(extents);
   PassArgs pass{};
   pass.pass = Pass::kFprop;
@@ -105,7 +105,8 @@ std::vector<py::dict> tail_launches(const std::string& config, const std::vector
   pass.x = operand(x, true, p.C, p.H, p.W);
   pass.w = operand(w, false, p.c_per_group(), p.R, p.S);
   pass.y = operand(y, true, p.K, p.P, p.Q);
-  pass.epilogue = {reinterpret_cast<void*>(scale), reinterpret_cast<void*>(shift), nullptr, relu};
+  pass.epilogue = {reinterpret_cast<void*>(scale), reinterpret_cast<void*>(shift),
+                   reinterpret_cast<void*>(residual), relu};
   pass.statistics = {reinterpret_cast<void*>(sum), reinterpret_cast<void*>(squares)};
   const RowstreamPlan plan =
       plan_rowstream(index_of(kRowstreamConfigs, config), Pass::kFprop, p, sm_count);
@@ -173,8 +174,9 @@ PYBIND11_MODULE(_launches, m) {
         py::arg("extents"), py::arg("sm_count"), "Bytes, of fprop with statistics.");
   m.def("tail_launches", &grouped_conv::cuda::tail_launches, py::arg("config"), py::arg("extents"),
         py::kw_only(), py::arg("sm_count"), py::arg("x"), py::arg("w"), py::arg("y"),
-        py::arg("scale"), py::arg("shift"), py::arg("relu"), py::arg("sum"), py::arg("squares"),
-        py::arg("workspace"), "Those of fprop with an epilogue, or with statistics.");
+        py::arg("scale"), py::arg("shift"), py::arg("residual"), py::arg("relu"), py::arg("sum"),
+        py::arg("squares"), py::arg("workspace"),
+        "Those of fprop with an epilogue, or with statistics.");
   m.def("tiled_workspace", &grouped_conv::cuda::tiled_workspace, py::arg("pass_name"),
         py::arg("math"), py::arg("config"), py::arg("extents"), py::kw_only(),
         py::arg("channels_last"), "Bytes.");

@@ -18,7 +18,7 @@ from ptx.test_kernels import compiled, launches, same_bits
 
 pytestmark = test_kernels.pytestmark
 
-TAILS = {"epilogue": 1, "statistics": 2}
+TAILS = {"epilogue": 1, "statistics": 2, "residual": 3}
 """As ``Tail`` in configs.h."""
 CASES = [
     (tail, *config, dtype)
@@ -51,9 +51,11 @@ def test_the_emulator_has_the_same_bits(
     p = ConvProblem(5, c, 6, 7, c, 3, 3, c // c_per_group, 1, 1, stride, stride)
     operands = emulator.Operands.random(p, emulator.DTYPES[dtype], bias=False)
     operands.x[0, 3, 2, 2] = float("inf")
-    if tail == "epilogue":
+    if tail != "statistics":
         scale, shift = torch.randn(2, c, generator=torch.Generator().manual_seed(1))
         operands = dataclasses.replace(operands, scale=scale, shift=shift, relu=True)
+    if tail == "residual":
+        operands = dataclasses.replace(operands, residual=operands.y.flip(0))
     (kernel,) = [k for k in emulator.kernels("fprop") if (k.name, k.dtype) == (config, dtype)]
     emulated = emulator.run(kernel, p, operands, sm_count=3, statistics=tail == "statistics")
     assert not emulated.faults
@@ -66,14 +68,17 @@ def test_the_emulator_has_the_same_bits(
 
     y = torch.full((p.N, p.P, p.Q, p.K), float("nan"), dtype=operands.x.dtype)
     tensors = {"x": operands.x.permute(0, 2, 3, 1).contiguous(), "w": operands.w, "y": y}
-    if tail == "epilogue":
+    absent = ["residual", "sum", "squares", "workspace"]
+    if tail != "statistics":
         tensors |= {"scale": operands.scale, "shift": operands.shift}
-        absent = ("sum", "squares", "workspace")
+        if operands.residual is not None:
+            absent.remove("residual")
+            tensors["residual"] = operands.residual.permute(0, 2, 3, 1).contiguous()
     else:
         size = launches().statistics_workspace(config, emulator.extents(p), 3)
         results = {name: torch.full((c,), float("nan")) for name in ("sum", "squares")}
         tensors |= {**results, "workspace": torch.full((size // 4,), float("nan"))}
-        absent = ("scale", "shift")
+        absent = ["residual", "scale", "shift"]
     given = {name: to_device(t) for name, t in tensors.items()}
     addresses = {name: address for name, (address, _) in given.items()} | dict.fromkeys(absent, 0)
     for launch in launches().tail_launches(

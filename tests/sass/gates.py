@@ -34,7 +34,7 @@ REGISTERS_OF_SM = 65536
 SHARED_OF_SM = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}
 """KiB of shared memory of a multiprocessor; a block takes 1 KiB more than it asks for."""
 TENSOR = "HMMA"
-TAILS = ("", " epilogue", " statistics")
+TAILS = ("", " epilogue", " statistics", " residual")
 """What an fprop kernel does beside the convolution, in the order of ``Tail`` in configs.h."""
 _TAIL = re.compile(r"4TailE(\d)E")
 _TILED = re.compile(r"tiled_conv_kernelILi(\d+)E\w*?TiledMathE(\d)ELb([01])E")

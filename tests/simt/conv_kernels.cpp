@@ -44,6 +44,7 @@ EmulatedKernel emulated(Pass pass, DType dtype) {
           launch<kId, T>,
           false,
           pass == Pass::kFprop && rowstream_has(kRowstreamConfigs[kId], Tail::kAffine),
+          pass == Pass::kFprop && rowstream_has(kRowstreamConfigs[kId], Tail::kResidual),
           pass == Pass::kFprop && rowstream_has(kRowstreamConfigs[kId], Tail::kStatistics)};
 }
 

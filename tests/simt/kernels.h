@@ -26,10 +26,11 @@ struct EmulatedKernel {
                                           const simt::Options&)>
       launch;
   bool planar = false;  // x and y are NCHW, else NHWC
-  // Whether it takes the epilogue and the statistics of its arguments.
+  // Whether it takes the epilogue, without and with a residual, and the statistics of its
+  // arguments.
   bool takes_epilogue = false;
-  bool takes_statistics = false;
   bool takes_residual = false;
+  bool takes_statistics = false;
 };
 
 std::vector<EmulatedKernel> conv_kernels();  // fprop and dgrad

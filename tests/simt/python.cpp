@@ -84,15 +84,15 @@ class Session {
       args.epilogue.scale = scale_.device<void>();
       args.epilogue.shift = shift_.device<void>();
     }
-    if (residual_added) args.epilogue.residual = residual_.device<void>();
+    if (adds_residual) args.epilogue.residual = residual_.device<void>();
     if (statistics) args.statistics = {sum_.device<void>(), squares_.device<void>()};
     return kernel_.launch(args, workspace_->device<void>(), sm_count_, options);
   }
 
   // What fprop shall do beside the convolution.
   bool affine = false;
+  bool adds_residual = false;
   bool relu = false;
-  bool residual_added = false;
   bool statistics = false;
 
   bool complete() const {
@@ -199,9 +199,8 @@ PYBIND11_MODULE(_simt, m) {
       .def_property_readonly("sum", &view<&Session::sum, float>)
       .def_property_readonly("squares", &view<&Session::squares, float>)
       .def_readwrite("affine", &Session::affine, "fprop: whether scale and shift are applied.")
+      .def_readwrite("adds_residual", &Session::adds_residual, "fprop: whether residual is added.")
       .def_readwrite("relu", &Session::relu)
-      .def_readwrite("residual_added", &Session::residual_added,
-                     "fprop: whether the residual is added.")
       .def_readwrite("statistics", &Session::statistics,
                      "fprop: whether sum and squares are written.")
       .def_property_readonly("complete", &Session::complete,
@@ -232,6 +231,7 @@ PYBIND11_MODULE(_simt, m) {
                                                                    : "bfloat16";
                              })
       .def_readonly("takes_epilogue", &EmulatedKernel::takes_epilogue)
+      .def_readonly("takes_residual", &EmulatedKernel::takes_residual)
       .def_readonly("takes_statistics", &EmulatedKernel::takes_statistics)
       .def("refusal",
            [](const EmulatedKernel& k, const std::vector<int64_t>& extents) {

@@ -31,8 +31,9 @@ Kernel kernel_of(int config) {
 
 template <typename T>
 Kernel kernel_of(int config, Tail tail) {
-  return tail == Tail::kAffine ? kernel_of<T, Tail::kAffine>(config)
-                               : kernel_of<T, Tail::kStatistics>(config);
+  return tail == Tail::kAffine     ? kernel_of<T, Tail::kAffine>(config)
+         : tail == Tail::kResidual ? kernel_of<T, Tail::kResidual>(config)
+                                   : kernel_of<T, Tail::kStatistics>(config);
 }
 
 }  // namespace
