@@ -27,7 +27,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from grouped_conv import _C
-from sass.listing import MachineKernel, find_cuobjdump, read
+from sass.listing import Loop, MachineKernel, find_cuobjdump, read
 
 RECORD = Path(__file__).with_name("recorded.json")
 REGISTERS_OF_SM = 65536
@@ -97,13 +97,21 @@ def name(kernel: MachineKernel) -> str:
     return f"{named}{behind} sm_{kernel.architecture}"
 
 
+def main_loops(kernel: MachineKernel) -> list[Loop]:
+    """The innermost loops that multiply; multiply-adds of an epilogue are none of them."""
+    loops = kernel.inner_loops(multiplication(kernel))
+    if multiplication(kernel) == TENSOR:
+        return loops
+    return [loop for loop in loops if loop.count("LDGSTS")]
+
+
 def instructions_per_mma(kernel: MachineKernel) -> float:
     """The best of the innermost loops that stream: those with asynchronous copies.
 
     Where values are not finite the weight gradient takes a second walk, slow and seldom.
     """
+    loops = [loop for loop in main_loops(kernel) if loop.count("LDGSTS")]
     name = multiplication(kernel)
-    loops = [loop for loop in kernel.inner_loops(name) if loop.count("LDGSTS")]
     return min((len(loop.instructions) / loop.count(name) for loop in loops), default=0.0)
 
 
@@ -127,7 +135,7 @@ def faults(kernel: MachineKernel) -> list[str]:
         wrong.append(f"{shared:.1f} KiB of shared memory, {blocks} blocks")
     if not any(i.name == "LDGSTS" and ".128" in i.opcode for i in kernel.instructions):
         wrong.append("no asynchronous copies of 16 bytes")
-    loops = kernel.inner_loops(multiplication(kernel))
+    loops = main_loops(kernel)
     if not any(loop.count("LDGSTS") for loop in loops):
         wrong.append("no loop that copies and multiplies")
     # The ends of a run of NCHW pixels are stored in pieces; what is gathered comes in elements.
