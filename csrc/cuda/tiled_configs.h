@@ -58,7 +58,7 @@ struct TiledConfig {
 inline constexpr TiledConfig kTiledConfigs[] = {
     // name       channels groups stages blocks of_fma
     {"tiled_n8",     8,      4,     3,     5,     4},
-    {"tiled_n32",   32,      1,     3,     5,     3},
+    {"tiled_n32",   32,      1,     3,     4,     3},
     {"tiled_n64",   64,      1,     3,     3,     2},
 };
 // clang-format on
