@@ -47,12 +47,20 @@ struct Taps {
   }
 };
 
-// Byte of a unit of a row of a stage's input or weights. Eight rows at one unit lie in all banks,
-// and so do the units of eight lanes that copy four units of two rows, or two of each of four
-// groups, 32 rows apart.
+// Byte of a unit of a row of a stage's input or weights, in the place of another unit of the row
+// such that eight rows at one unit lie in all banks. Eight rows further on it is the same; so units
+// of a lane's rows lie at fixed distances, and unit u at the place of unit 0 with 16 u flipped.
 GC_DEVICE uint32_t unit_offset(int row, int unit) {
-  const int line = row ^ (row >> 5 & 1);
-  return uint32_t(line * kChunkBytes + (unit ^ (row >> 1 & 3) ^ (row >> 5 & 2)) * kUnitBytes);
+  return uint32_t(row * kChunkBytes + (unit ^ (row >> 1 & 3)) * kUnitBytes);
+}
+
+// The input's, where neighbouring lanes copy units of four groups, 32 rows apart: they meet all
+// banks, too.
+template <class Traits>
+GC_DEVICE uint32_t input_offset(int row, int unit) {
+  if constexpr (Traits::kGroups == 1) return unit_offset(row, unit);
+  const int group = row / Traits::kPixels;
+  return unit_offset(row ^ (group & 1), unit ^ (group & 2));
 }
 
 // Where a block is, and its taps.
@@ -83,16 +91,22 @@ struct TiledBlock {
   }
 };
 
-inline constexpr int kNoRow = -(1 << 30);  // that no tap brings into an image
+inline constexpr int kNoRow = -(1 << 29);  // that no tap brings into an image
 
-// A row of the tile: what its first tap meets, and where its output lies, in elements.
-struct TiledRow {
-  int64_t input, output;  // output: -1 where there is none
+// What the first tap of a row of the tile meets: which row and column, and its element.
+struct RowInput {
+  int64_t offset;
   int h, w;
+};
+
+// A row of the tile.
+struct TiledRow {
+  RowInput input;
+  int64_t output;  // its element; -1: none
 
   template <class Traits>
   GC_DEVICE static TiledRow of(const TiledArgs& args, const TiledBlock& block, int row, Traits) {
-    TiledRow result{0, -1, kNoRow, kNoRow};
+    TiledRow result{{0, kNoRow, kNoRow}, -1};
     const int group = block.group + row / Traits::kPixels;
     const int64_t image = block.first_pixel / args.image.divisor;
     const int first = int(block.first_pixel - image * args.image.divisor);
@@ -102,11 +116,12 @@ struct TiledRow {
     const int index = first + pixel - images * args.image.divisor;
     const int i = divide(args.columns, index), j = index - i * args.columns.divisor;
     const int64_t n = image + images;
-    result.h = i * args.h.step + block.taps_h.origin;
-    result.w = j * args.w.step + block.taps_w.origin;
+    RowInput& input = result.input;
+    input.h = i * args.h.step + block.taps_h.origin;
+    input.w = j * args.w.step + block.taps_w.origin;
     const int64_t (&from)[4] = args.input_strides;
-    result.input = n * from[0] + int64_t(group) * args.in_channels * from[1] + result.h * from[2] +
-                   result.w * from[3];
+    input.offset = n * from[0] + int64_t(group) * args.in_channels * from[1] + input.h * from[2] +
+                   input.w * from[3];
     const int out_h = i * args.h.phases + block.phase_h, out_w = j * args.w.phases + block.phase_w;
     if (out_h >= args.h.output || out_w >= args.w.output) return result;
     const int64_t (&to)[4] = args.output_strides;
@@ -116,52 +131,70 @@ struct TiledRow {
   }
 };
 
+// Rows in a table in shared memory, such that lanes that read one of each of four groups, 32 rows
+// apart, meet different banks.
+GC_DEVICE uint32_t place_of_row(int row) { return uint32_t(row ^ row >> 5); }
+
 GC_DEVICE void put_row(uint32_t table, int row, const TiledRow& value) {
-  const uint64_t input = uint64_t(value.input), output = uint64_t(value.output);
-  device::store_shared_16(table + uint32_t(16 * row), {{uint32_t(input), uint32_t(input >> 32),
-                                                        uint32_t(value.h), uint32_t(value.w)}});
-  device::store_shared_8(table + uint32_t(kTiledRows * 16 + 8 * row),
+  const uint64_t input = uint64_t(value.input.offset), output = uint64_t(value.output);
+  const uint32_t place = place_of_row(row);
+  device::store_shared_16(table + 16 * place, {{uint32_t(input), uint32_t(input >> 32),
+                                                uint32_t(value.input.h), uint32_t(value.input.w)}});
+  device::store_shared_8(table + kTiledRows * 16 + 8 * place,
                          {{uint32_t(output), uint32_t(output >> 32)}});
 }
 
 GC_DEVICE int64_t output_of_row(uint32_t table, int row) {
-  const device::Bytes8 v = device::load_shared_8(table + uint32_t(kTiledRows * 16 + 8 * row));
+  const device::Bytes8 v = device::load_shared_8(table + kTiledRows * 16 + 8 * place_of_row(row));
   return int64_t(uint64_t(v.word[1]) << 32 | v.word[0]);
 }
 
-GC_DEVICE TiledRow row_of(uint32_t table, int row) {
-  const device::Bytes16 v = device::load_shared_16(table + uint32_t(16 * row));
-  return {int64_t(uint64_t(v.word[1]) << 32 | v.word[0]), output_of_row(table, row), int(v.word[2]),
-          int(v.word[3])};
+GC_DEVICE RowInput input_of_row(uint32_t table, int row) {
+  const device::Bytes16 v = device::load_shared_16(table + 16 * place_of_row(row));
+  return {int64_t(uint64_t(v.word[1]) << 32 | v.word[0]), int(v.word[2]), int(v.word[3])};
 }
 
-// A tap, counted among those of the block's phase, and a unit of its channels: where the input of a
-// row's first tap has to go.
-struct UnitCursor {
-  int r, s, unit;
+// Goes through the units of the block's taps: where the input of a row's first tap has to go to
+// meet the present one.
+class UnitCursor {
+ public:
+  GC_DEVICE UnitCursor(const TiledArgs& args, const TiledBlock& block)
+      : units_(args.units),
+        columns_(block.taps_w.count),
+        rows_left_(block.taps_h.count),
+        by_w_(args.w.delta),
+        by_h_(args.h.delta),
+        h_(block.units(args) > 0 ? 0 : kNoRow) {}
 
-  GC_DEVICE void advance(const TiledArgs& args, const TiledBlock& block, int units) {
-    unit += units;
-    while (unit >= args.units) {
-      unit -= args.units;
-      if (++s == block.taps_w.count) {
-        s = 0;
-        ++r;
+  GC_DEVICE void advance(const TiledArgs& args, int units) {
+    unit_ += units;
+    bytes_ += units * args.unit_step;
+    while (unit_ >= units_) {
+      unit_ -= units_;
+      bytes_ += args.column_step - units_ * args.unit_step;
+      w_ += by_w_;
+      if (++column_ == columns_) {
+        bytes_ += args.row_step - columns_ * args.column_step;
+        column_ = w_ = 0;
+        h_ = --rows_left_ > 0 ? h_ + by_h_ : kNoRow;
       }
     }
   }
 
-  GC_DEVICE int64_t offset(const TiledArgs& args, int unit_elements) const {
-    return int64_t(r * args.h.delta) * args.input_strides[2] +
-           int64_t(s * args.w.delta) * args.input_strides[3] +
-           int64_t(unit * unit_elements) * args.input_strides[1];
+  GC_DEVICE int64_t bytes() const { return bytes_; }
+  GC_DEVICE int unit() const { return unit_; }
+
+  // Whether there is such a tap and it lies in the image of a row.
+  GC_DEVICE bool meets(const TiledArgs& args, int h, int w) const {
+    return (uint32_t(h + h_) < uint32_t(args.h.input)) &
+           (uint32_t(w + w_) < uint32_t(args.w.input));
   }
 
-  // Whether the tap lies in the image of a row.
-  GC_DEVICE bool meets(const TiledArgs& args, const TiledBlock& block, int h, int w) const {
-    return r < block.taps_h.count && uint32_t(h + r * args.h.delta) < uint32_t(args.h.input) &&
-           uint32_t(w + s * args.w.delta) < uint32_t(args.w.input);
-  }
+ private:
+  int units_, columns_, rows_left_, by_w_, by_h_;
+  int unit_ = 0, column_ = 0;
+  int h_, w_ = 0;
+  int64_t bytes_ = 0;
 };
 
 }  // namespace grouped_conv::cuda

@@ -41,18 +41,22 @@ GC_DEVICE float load_factor(const void* data, int64_t index) {
 // A sum by the definition of the convolution, over the taps that exist: the padding, which the tile
 // has as zeros, is not multiplied. On FMA units a finite one has the bits that it would have there.
 template <class Traits>
-GC_DEVICE float tiled_exact_sum(const TiledArgs& args, const TiledBlock& block, const TiledRow& row,
+GC_DEVICE float tiled_exact_sum(const TiledArgs& args, const TiledBlock& block, const RowInput& row,
                                 int group, int channel) {
   const TiledWeight& order = args.order;
   const int64_t weights = group * order.by_group + channel * order.by_out;
   float sum = 0.f;
   GC_NO_UNROLL
   for (int tap = 0; tap < block.taps_h.count * block.taps_w.count; ++tap) {
-    const UnitCursor cursor{tap / block.taps_w.count, tap % block.taps_w.count, 0};
-    if (!cursor.meets(args, block, row.h, row.w)) continue;
-    const int64_t input = row.input + cursor.offset(args, Traits::kUnit);
-    const int r = block.taps_h.first + cursor.r * args.h.tap_step;
-    const int s = block.taps_w.first + cursor.s * args.w.tap_step;
+    const int tap_h = tap / block.taps_w.count, tap_w = tap % block.taps_w.count;
+    const int by_h = tap_h * args.h.delta, by_w = tap_w * args.w.delta;
+    if (uint32_t(row.h + by_h) >= uint32_t(args.h.input) ||
+        uint32_t(row.w + by_w) >= uint32_t(args.w.input)) {
+      continue;
+    }
+    const int64_t input = row.offset + by_h * args.input_strides[2] + by_w * args.input_strides[3];
+    const int r = block.taps_h.first + tap_h * args.h.tap_step;
+    const int s = block.taps_w.first + tap_w * args.w.tap_step;
     GC_NO_UNROLL
     for (int c = 0; c < args.in_channels; ++c) {
       const int64_t weight = weights + c * order.by_in + r * order.by_r + s * order.by_s;
@@ -69,13 +73,14 @@ template <class Traits>
 GC_DEVICE void recompute_nonfinite_sums(const TiledArgs& args, const TiledBlock& block,
                                         uint32_t table, uint32_t tile) {
   const int index = device::thread_index();
-  const TiledRow row = row_of(table, index);
+  const RowInput row = input_of_row(table, index);
+  const bool has_output = output_of_row(table, index) >= 0;
   const int first = block.channel_tile * args.tile_channels;
   GC_NO_UNROLL
   for (int n = 0; n < args.tile_channels; ++n) {
     const uint32_t address = tile + uint32_t(4 * (index * Traits::kPitch + n));
     const uint32_t exponent = device::load_shared_4(address) & 0x7f800000u;
-    if (exponent != 0x7f800000u || row.output < 0 || first + n >= args.out_channels) continue;
+    if (exponent != 0x7f800000u || !has_output || first + n >= args.out_channels) continue;
     device::store_shared_4(
         address, device::bits_of(tiled_exact_sum<Traits>(
                      args, block, row, block.group + index / Traits::kPixels, first + n)));

@@ -96,6 +96,14 @@ def name(kernel: MachineKernel) -> str:
     return f"{named}{behind} sm_{kernel.architecture}"
 
 
+def main_loops(kernel: MachineKernel) -> list[Loop]:
+    """The innermost loops that multiply; multiply-adds of an epilogue are none of them."""
+    loops = kernel.inner_loops(multiplication(kernel))
+    if multiplication(kernel) == TENSOR:
+        return loops
+    return [loop for loop in loops if loop.count("LDGSTS")]
+
+
 def instructions_per_mma(kernel: MachineKernel) -> float:
     """The best of the loops over rows.
 
@@ -111,7 +119,7 @@ def row_loops(kernel: MachineKernel) -> list[Loop]:
 
     The weight gradient of NCHW has them outside, where a band of rows begins.
     """
-    loops = kernel.inner_loops(multiplication(kernel))
+    loops = main_loops(kernel)
     by_band = "nchw_wgrad" in kernel.symbol
     return [loop for loop in loops if by_band or loop.count("LDGSTS")]
 
@@ -146,7 +154,7 @@ def faults(kernel: MachineKernel) -> list[str]:
         wide = ("STG", "LDGSTS")
     wrong += [
         f"narrow access to global memory in an inner loop: {i.opcode}"
-        for loop in kernel.inner_loops(multiplication(kernel))
+        for loop in main_loops(kernel)
         for i in loop.instructions
         if i.name in wide and ".128" not in i.opcode
     ]
