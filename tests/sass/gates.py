@@ -27,7 +27,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from grouped_conv import _C
-from sass.listing import MachineKernel, find_cuobjdump, read
+from sass.listing import Loop, MachineKernel, find_cuobjdump, read
 
 RECORD = Path(__file__).with_name("recorded.json")
 REGISTERS_OF_SM = 65536
@@ -37,7 +37,7 @@ TENSOR = "HMMA"
 TAILS = ("", " epilogue", " statistics")
 """What an fprop kernel does beside the convolution, in the order of ``Tail`` in configs.h."""
 _TAIL = re.compile(r"4TailE(\d)E")
-_TILED = re.compile(r"tiled_conv_kernelILi(\d+)E\w*?TiledMathE(\d)ELb([01])E")
+_TILED = re.compile(r"tiled_(conv|wgrad)_kernelILi(\d+)E\w*?TiledMathE(\d)ELb([01])E")
 _MATHS = ("Float16", "BFloat16", "Tf32", "Fma")
 """How a tiled kernel computes, in the order of ``TiledMath`` in tiled_configs.h."""
 _STREAMING = re.compile(r"\d((?:fprop|dgrad|wgrad)_rowstream|nchw_conv)_kernelI")
@@ -46,7 +46,7 @@ _STREAMING = re.compile(r"\d((?:fprop|dgrad|wgrad)_rowstream|nchw_conv)_kernelI"
 def multiplication(kernel: MachineKernel) -> str:
     """The instruction that a kernel is made around."""
     tiled = _TILED.search(kernel.symbol)
-    return "FFMA" if tiled and _MATHS[int(tiled[2])] == "Fma" else TENSOR
+    return "FFMA" if tiled and _MATHS[int(tiled[3])] == "Fma" else TENSOR
 
 
 class Configuration(NamedTuple):
@@ -60,10 +60,16 @@ class Configuration(NamedTuple):
 
 def configuration(kernel: MachineKernel) -> Configuration | None:
     """The table entry of a kernel, by the index among its template arguments."""
-    if tiled := _TILED.search(kernel.symbol):
-        entry = _C.tiled_kernels()[int(tiled[1])]
+    if (tiled := _TILED.search(kernel.symbol)) and tiled[1] == "wgrad":
+        of_wgrad = _C.tiled_wgrad_kernels()[int(tiled[2])]
+        named = f"{of_wgrad['name']}_{'vector' if tiled[4] == '1' else 'gather'}"
+        return Configuration(
+            named, of_wgrad["threads"], of_wgrad["shared_bytes"], of_wgrad["blocks_per_sm"]
+        )
+    if tiled:
+        entry = _C.tiled_kernels()[int(tiled[2])]
         blocks = "blocks_of_fma" if multiplication(kernel) == "FFMA" else "blocks_per_sm"
-        named = f"{entry['name']}_{'direct' if tiled[3] == '1' else 'gather'}"
+        named = f"{entry['name']}_{'direct' if tiled[4] == '1' else 'gather'}"
         return Configuration(named, entry["threads"], entry["shared_bytes"], entry[blocks])
     config = streaming_configuration(kernel)
     if config is None:
@@ -91,10 +97,30 @@ def name(kernel: MachineKernel) -> str:
     config, element = configuration(kernel), re.search(r"B?Float16", kernel.symbol)
     named = f"{config.name} {element[0]}" if config and element else kernel.symbol
     if config and (tiled := _TILED.search(kernel.symbol)):
-        named = f"{config.name} {_MATHS[int(tiled[2])]}"
+        named = f"{config.name} {_MATHS[int(tiled[3])]}"
     tail = _TAIL.search(kernel.symbol)
     behind = TAILS[int(tail[1])] if tail else ""
     return f"{named}{behind} sm_{kernel.architecture}"
+
+
+def copying(kernel: MachineKernel) -> str | None:
+    """The instruction that brings what a kernel multiplies.
+
+    The tiled weight gradient gathers through registers, and by FMA units its innermost loop is a
+    pixel, with the copies around it.
+    """
+    tiled = _TILED.search(kernel.symbol)
+    if tiled and tiled[1] == "wgrad":
+        if multiplication(kernel) == "FFMA":
+            return None
+        return "LDGSTS" if tiled[4] == "1" else "LDG"
+    return "LDGSTS"
+
+
+def streaming_loops(kernel: MachineKernel) -> list[Loop]:
+    """The innermost loops that multiply, those that copy as well."""
+    loops, copy = kernel.inner_loops(multiplication(kernel)), copying(kernel)
+    return [loop for loop in loops if copy is None or loop.count(copy)]
 
 
 def instructions_per_mma(kernel: MachineKernel) -> float:
@@ -103,8 +129,10 @@ def instructions_per_mma(kernel: MachineKernel) -> float:
     Where values are not finite the weight gradient takes a second walk, slow and seldom.
     """
     name = multiplication(kernel)
-    loops = [loop for loop in kernel.inner_loops(name) if loop.count("LDGSTS")]
-    return min((len(loop.instructions) / loop.count(name) for loop in loops), default=0.0)
+    return min(
+        (len(loop.instructions) / loop.count(name) for loop in streaming_loops(kernel)),
+        default=0.0,
+    )
 
 
 def faults(kernel: MachineKernel) -> list[str]:
@@ -125,10 +153,12 @@ def faults(kernel: MachineKernel) -> list[str]:
     # The promise is for the largest multiprocessors; elsewhere one block must fit.
     if shared * (blocks if available >= 228 else 1) > available:
         wrong.append(f"{shared:.1f} KiB of shared memory, {blocks} blocks")
-    if not any(i.name == "LDGSTS" and ".128" in i.opcode for i in kernel.instructions):
+    asynchronous = any(i.name == "LDGSTS" and ".128" in i.opcode for i in kernel.instructions)
+    gathers = config.name.startswith("tiled_wgrad") and config.name.endswith("_gather")
+    if not asynchronous and not gathers:
         wrong.append("no asynchronous copies of 16 bytes")
     loops = kernel.inner_loops(multiplication(kernel))
-    if not any(loop.count("LDGSTS") for loop in loops):
+    if not streaming_loops(kernel):
         wrong.append("no loop that copies and multiplies")
     # The ends of a run of NCHW pixels are stored in pieces; what is gathered comes in elements.
     wide: tuple[str, ...] = ("LDG", "STG", "LDGSTS")
