@@ -185,7 +185,7 @@ TILED_REFUSED = {
     "fprop and dgrad": ("wgrad", {}, "float16"),
     "float64": ("fprop", {}, "float64"),
     "have pixels": ("dgrad", {"N": 0}, "float16"),
-    "up to 2^28": ("fprop", {"pad_h": 1 << 29}, "float16"),
+    "up to 2^24": ("fprop", {"pad_h": 1 << 25}, "float16"),
     "below 2^31 pixels": ("dgrad", {"H": 1 << 16, "W": 1 << 16}, "float32"),
     "2^31 blocks": ("fprop", {"N": 1 << 20, "H": 300, "W": 300}, "float16"),
 }

@@ -52,6 +52,8 @@ struct TiledArgs {
   TiledWeight order;
   // Of N, C, H, W, in elements.
   int64_t input_strides[4], output_strides[4];
+  // Bytes of input from a unit to the next, from a tap to the next in its column and in its row.
+  int64_t unit_step, row_step, column_step;
   int64_t pixels;          // of a phase, in all images
   Divider image, columns;  // pixels of an image, of a row
   Divider output_units;    // of 16 bytes, of a tile's channels

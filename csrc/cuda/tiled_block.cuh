@@ -47,12 +47,20 @@ struct Taps {
   }
 };
 
-// Byte of a unit of a row of a stage's input or weights. Eight rows at one unit lie in all banks,
-// and so do the units of eight lanes that copy four units of two rows, or two of each of four
-// groups, 32 rows apart.
+// Byte of a unit of a row of a stage's input or weights, in the place of another unit of the row
+// such that eight rows at one unit lie in all banks. Eight rows further on it is the same; so units
+// of a lane's rows lie at fixed distances, and unit u at the place of unit 0 with 16 u flipped.
 GC_DEVICE uint32_t unit_offset(int row, int unit) {
-  const int line = row ^ (row >> 5 & 1);
-  return uint32_t(line * kChunkBytes + (unit ^ (row >> 1 & 3) ^ (row >> 5 & 2)) * kUnitBytes);
+  return uint32_t(row * kChunkBytes + (unit ^ (row >> 1 & 3)) * kUnitBytes);
+}
+
+// The input's, where neighbouring lanes copy units of four groups, 32 rows apart: they meet all
+// banks, too.
+template <class Traits>
+GC_DEVICE uint32_t input_offset(int row, int unit) {
+  if constexpr (Traits::kGroups == 1) return unit_offset(row, unit);
+  const int group = row / Traits::kPixels;
+  return unit_offset(row ^ (group & 1), unit ^ (group & 2));
 }
 
 // Where a block is, and its taps.
@@ -83,7 +91,7 @@ struct TiledBlock {
   }
 };
 
-inline constexpr int kNoRow = -(1 << 30);  // that no tap brings into an image
+inline constexpr int kNoRow = -(1 << 29);  // that no tap brings into an image
 
 // A row of the tile: what its first tap meets, and where its output lies, in elements.
 struct TiledRow {
@@ -135,33 +143,47 @@ GC_DEVICE TiledRow row_of(uint32_t table, int row) {
           int(v.word[3])};
 }
 
-// A tap, counted among those of the block's phase, and a unit of its channels: where the input of a
-// row's first tap has to go.
-struct UnitCursor {
-  int r, s, unit;
+// Goes through the units of the block's taps: where the input of a row's first tap has to go to
+// meet the present one.
+class UnitCursor {
+ public:
+  GC_DEVICE UnitCursor(const TiledArgs& args, const TiledBlock& block)
+      : units_(args.units),
+        columns_(block.taps_w.count),
+        rows_left_(block.taps_h.count),
+        by_w_(args.w.delta),
+        by_h_(args.h.delta),
+        h_(block.units(args) > 0 ? 0 : kNoRow) {}
 
-  GC_DEVICE void advance(const TiledArgs& args, const TiledBlock& block, int units) {
-    unit += units;
-    while (unit >= args.units) {
-      unit -= args.units;
-      if (++s == block.taps_w.count) {
-        s = 0;
-        ++r;
+  GC_DEVICE void advance(const TiledArgs& args, int units) {
+    unit_ += units;
+    bytes_ += units * args.unit_step;
+    while (unit_ >= units_) {
+      unit_ -= units_;
+      bytes_ += args.column_step - units_ * args.unit_step;
+      w_ += by_w_;
+      if (++column_ == columns_) {
+        bytes_ += args.row_step - columns_ * args.column_step;
+        column_ = w_ = 0;
+        h_ = --rows_left_ > 0 ? h_ + by_h_ : kNoRow;
       }
     }
   }
 
-  GC_DEVICE int64_t offset(const TiledArgs& args, int unit_elements) const {
-    return int64_t(r * args.h.delta) * args.input_strides[2] +
-           int64_t(s * args.w.delta) * args.input_strides[3] +
-           int64_t(unit * unit_elements) * args.input_strides[1];
+  GC_DEVICE int64_t bytes() const { return bytes_; }
+  GC_DEVICE int unit() const { return unit_; }
+
+  // Whether there is such a tap and it lies in the image of a row.
+  GC_DEVICE bool meets(const TiledArgs& args, int h, int w) const {
+    return (uint32_t(h + h_) < uint32_t(args.h.input)) &
+           (uint32_t(w + w_) < uint32_t(args.w.input));
   }
 
-  // Whether the tap lies in the image of a row.
-  GC_DEVICE bool meets(const TiledArgs& args, const TiledBlock& block, int h, int w) const {
-    return r < block.taps_h.count && uint32_t(h + r * args.h.delta) < uint32_t(args.h.input) &&
-           uint32_t(w + s * args.w.delta) < uint32_t(args.w.input);
-  }
+ private:
+  int units_, columns_, rows_left_, by_w_, by_h_;
+  int unit_ = 0, column_ = 0;
+  int h_, w_ = 0;
+  int64_t bytes_ = 0;
 };
 
 }  // namespace grouped_conv::cuda

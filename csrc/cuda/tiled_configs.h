@@ -58,7 +58,7 @@ struct TiledConfig {
 inline constexpr TiledConfig kTiledConfigs[] = {
     // name       channels groups stages blocks of_fma
     {"tiled_n8",     8,      4,     3,     5,     4},
-    {"tiled_n32",   32,      1,     3,     5,     4},
+    {"tiled_n32",   32,      1,     3,     4,     3},
     {"tiled_n64",   64,      1,     3,     3,     2},
 };
 // clang-format on
@@ -116,7 +116,7 @@ struct TiledPlan {
   constexpr int shared_bytes() const { return kTiledConfigs[config].shared_bytes(direct); }
 };
 
-inline constexpr int64_t kMostTiledExtent = 1 << 28;
+inline constexpr int64_t kMostTiledExtent = 1 << 24;
 inline constexpr int64_t kMostBlocks = std::numeric_limits<int32_t>::max();
 
 // Issue slots of the busiest multiprocessor, a rough model: a chunk costs a warp its copies and its
@@ -188,7 +188,7 @@ inline const char* tiled_refusal(Pass pass, const ConvProblem& p, DType dtype) {
   const int64_t reach = std::max(p.dilation_h * (p.R - 1), p.dilation_w * (p.S - 1));
   const int64_t stride = std::max(p.stride_h, p.stride_w);
   for (const int64_t extent : {p.H, p.W, p.P, p.Q, p.C, p.K, reach, stride, p.pad_h, p.pad_w}) {
-    if (extent > kMostTiledExtent) return "the tiled kernels are for extents up to 2^28";
+    if (extent > kMostTiledExtent) return "the tiled kernels are for extents up to 2^24";
   }
   if (std::max(p.H * p.W, p.P * p.Q) > kMostBlocks - kTiledRows) {
     return "the tiled kernels are for images below 2^31 pixels";

@@ -33,14 +33,16 @@ class TiledWeights {
       offset_[i] = group * group_bytes + channel * kChunkBytes +
                    device::thread_index() % kChunkUnits * kUnitBytes;
     }
+    target_ =
+        unit_offset(device::thread_index() / kChunkUnits, device::thread_index() % kChunkUnits);
   }
 
   // The next chunk, to the weights of a stage.
   GC_DEVICE void copy(uint32_t target) {
     GC_UNROLL
     for (int i = 0; i < kCopies; ++i) {
-      const int index = device::thread_index() + i * kTiledThreads;
-      device::cp_async_16(target + unit_offset(index / kChunkUnits, index % kChunkUnits),
+      // Copies of a thread lie 32 rows apart.
+      device::cp_async_16(target + target_ + uint32_t(i * kTiledThreads * kUnitBytes),
                           source_ + offset_[i], valid_[i], wanted_[i]);
     }
     source_ += chunk_bytes_;
@@ -49,6 +51,7 @@ class TiledWeights {
  private:
   const char* source_;
   int chunk_bytes_;
+  uint32_t target_;
   int64_t offset_[kCopies];
   bool wanted_[kCopies], valid_[kCopies];
 };
@@ -62,38 +65,38 @@ class TiledCopies {
 
  public:
   GC_DEVICE TiledCopies(const TiledArgs& args, const TiledBlock& block, uint32_t table)
-      : args_(args), block_(block), cursor_{0, 0, 0} {
+      : args_(args), cursor_(args, block) {
     const int index = device::thread_index() / Traits::kGroups;
-    unit_ = index % kChunkUnits;
-    first_ = device::thread_index() % Traits::kGroups * Traits::kPixels + index / kChunkUnits;
+    const int unit = index % kChunkUnits;
+    const int first =
+        device::thread_index() % Traits::kGroups * Traits::kPixels + index / kChunkUnits;
     GC_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      const TiledRow row = row_of(table, first_ + i * kRowStep);
+      const TiledRow row = row_of(table, first + i * kRowStep);
       source_[i] = static_cast<const char*>(args.input) + row.input * Traits::kElementBytes;
       h_[i] = row.h;
       w_[i] = row.w;
     }
-    cursor_.advance(args, block, unit_);
+    target_ = input_offset<Traits>(first, unit);
+    cursor_.advance(args, unit);
   }
 
   // Begins the next chunk. It is there when its copies have been waited for.
   GC_DEVICE void begin(uint32_t stage) {
-    const int64_t offset = cursor_.offset(args_, Traits::kUnit) * Traits::kElementBytes;
     GC_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      device::cp_async_16_cached(stage + unit_offset(first_ + i * kRowStep, unit_),
-                                 source_[i] + offset, cursor_.meets(args_, block_, h_[i], w_[i]));
+      device::cp_async_16_cached(stage + target_ + uint32_t(i * kRowStep * kChunkBytes),
+                                 source_[i] + cursor_.bytes(), cursor_.meets(args_, h_[i], w_[i]));
     }
-    cursor_.advance(args_, block_, kChunkUnits);
+    cursor_.advance(args_, kChunkUnits);
   }
 
   GC_DEVICE void end(uint32_t /*stage*/) {}
 
  private:
   const TiledArgs& args_;
-  const TiledBlock& block_;
   UnitCursor cursor_;
-  int unit_, first_;
+  uint32_t target_;
   const char* source_[kRows];
   int h_[kRows], w_[kRows];
 };
@@ -116,10 +119,7 @@ class TiledGather {
 
  public:
   GC_DEVICE TiledGather(const TiledArgs& args, const TiledBlock& block, uint32_t table)
-      : args_(args),
-        block_(block),
-        cursor_{0, 0, 0},
-        step_(args.input_strides[1] * Traits::kElementBytes) {
+      : args_(args), cursor_(args, block), step_(args.input_strides[1] * Traits::kElementBytes) {
     const TiledRow row = row_of(table, device::thread_index());
     source_ = static_cast<const char*>(args.input) + row.input * Traits::kElementBytes;
     h_ = row.h;
@@ -130,10 +130,9 @@ class TiledGather {
   GC_DEVICE void begin(uint32_t /*stage*/) {
     GC_UNROLL
     for (int u = 0; u < kChunkUnits; ++u) {
-      const char* source = source_ + cursor_.offset(args_, Traits::kUnit) * Traits::kElementBytes;
-      const int channels = cursor_.meets(args_, block_, h_, w_)
-                               ? args_.in_channels - cursor_.unit * Traits::kUnit
-                               : 0;
+      const char* source = source_ + cursor_.bytes();
+      const int channels =
+          cursor_.meets(args_, h_, w_) ? args_.in_channels - cursor_.unit() * Traits::kUnit : 0;
       GC_UNROLL
       for (int i = 0; i < 4; ++i) {
         const int channel = i * kPerWord;
@@ -141,7 +140,7 @@ class TiledGather {
             load_elements<Traits>(source, step_, channel < channels, channel + 1 < channels);
         source += kPerWord * step_;
       }
-      cursor_.advance(args_, block_, 1);
+      cursor_.advance(args_, 1);
     }
   }
 
@@ -149,13 +148,12 @@ class TiledGather {
   GC_DEVICE void end(uint32_t stage) {
     GC_UNROLL
     for (int u = 0; u < kChunkUnits; ++u) {
-      device::store_shared_16(stage + unit_offset(device::thread_index(), u), values_[u]);
+      device::store_shared_16(stage + input_offset<Traits>(device::thread_index(), u), values_[u]);
     }
   }
 
  private:
   const TiledArgs& args_;
-  const TiledBlock& block_;
   UnitCursor cursor_;
   int64_t step_;
   const char* source_;

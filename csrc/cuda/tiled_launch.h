@@ -50,10 +50,14 @@ inline TiledArgs make_tiled_args(const PassArgs& pass, const TiledPlan& plan, vo
   args.order = {p.k_per_group() * w[0], fprop ? w[0] : w[1], fprop ? w[1] : w[0], w[2], w[3]};
   std::copy(input.strides, input.strides + 4, args.input_strides);
   std::copy(output.strides, output.strides + 4, args.output_strides);
+  const int64_t bytes = tiled_element_bytes(plan.math);
+  args.unit_step = kUnitBytes * input.strides[1];
+  args.row_step = bytes * args.h.delta * input.strides[2];
+  args.column_step = bytes * args.w.delta * input.strides[3];
   args.pixels = p.N * shape.rows * shape.columns;
   args.image = Divider(int(shape.rows * shape.columns));
   args.columns = Divider(int(shape.columns));
-  args.output_units = Divider(plan.tile_channels * tiled_element_bytes(plan.math) / kUnitBytes);
+  args.output_units = Divider(int(plan.tile_channels * bytes / kUnitBytes));
   args.groups = int(p.G);
   args.in_channels = int(shape.in_channels);
   args.out_channels = int(shape.out_channels);

@@ -33,26 +33,31 @@ class TiledSums {
   static constexpr int kEights = Traits::kChannels / 8;
 
  public:
+  GC_DEVICE TiledSums() {
+    const int lane = device::lane_index(), warp = device::warp_index();
+    input_ = input_offset<Traits>(32 * warp + lane % 16, lane / 16);
+    weights_ =
+        unit_offset((Traits::kGroups == 1 ? 0 : warp * Traits::kChannels) + lane % 8, lane / 8);
+  }
+
   GC_DEVICE void add(uint32_t input, uint32_t weights, int eights) {
-    const int lane = device::lane_index();
-    const int row = 32 * device::warp_index() + lane % 16;
     uint32_t a[2][2][4];
     GC_UNROLL
     for (int step = 0; step < 2; ++step) {
       GC_UNROLL
       for (int m = 0; m < 2; ++m) {
-        device::ldmatrix_x4(a[step][m], input + unit_offset(row + 16 * m, 2 * step + lane / 16));
+        const uint32_t row = input + input_ + uint32_t(16 * m * kChunkBytes);
+        device::ldmatrix_x4(a[step][m], row ^ uint32_t(2 * step * kUnitBytes));
         if constexpr (Traits::kMath == TiledMath::kTf32) {
           for (uint32_t& value : a[step][m]) value = device::to_tf32(device::float_of(value));
         }
       }
     }
-    const int channel = first_weights() + lane % 8;
     GC_UNROLL
     for (int n = 0; n < kEights; ++n) {
       if (n >= eights) break;
       uint32_t b[4];
-      device::ldmatrix_x4(b, weights + unit_offset(channel + 8 * n, lane / 8));
+      device::ldmatrix_x4(b, weights + weights_ + uint32_t(8 * n * kChunkBytes));
       GC_UNROLL
       for (int step = 0; step < 2; ++step) {
         GC_UNROLL
@@ -100,10 +105,7 @@ class TiledSums {
   }
 
  private:
-  GC_DEVICE static int first_weights() {
-    return Traits::kGroups == 1 ? 0 : device::warp_index() * Traits::kChannels;
-  }
-
+  uint32_t input_, weights_;  // in a stage
   float sums_[2][kEights][4] = {};
 };
 
@@ -114,22 +116,27 @@ class TiledFmaSums {
   static constexpr int kRows = 8;
 
  public:
+  GC_DEVICE TiledFmaSums() {
+    const int lane = device::lane_index(), warp = device::warp_index();
+    for (int i = 0; i < 2; ++i) input_[i] = input_offset<Traits>(32 * warp + lane / 8 + 4 * i, 0);
+    weights_ = unit_offset((Traits::kGroups == 1 ? 0 : warp * Traits::kChannels) + lane % 8, 0);
+  }
+
   GC_DEVICE void add(uint32_t input, uint32_t weights, int eights) {
-    const int lane = device::lane_index();
-    const int row = 32 * device::warp_index() + lane / 8;
-    const int channel = (Traits::kGroups == 1 ? 0 : device::warp_index() * Traits::kChannels);
     GC_UNROLL
     for (int unit = 0; unit < kChunkUnits; ++unit) {
+      const uint32_t flipped = uint32_t(unit * kUnitBytes);
       device::Bytes16 a[kRows];
       GC_UNROLL
       for (int i = 0; i < kRows; ++i) {
-        a[i] = device::load_shared_16(input + unit_offset(row + 4 * i, unit));
+        const uint32_t row = input + input_[i % 2] + uint32_t(i / 2 * 8 * kChunkBytes);
+        a[i] = device::load_shared_16(row ^ flipped);
       }
       GC_UNROLL
       for (int n = 0; n < kEights; ++n) {
         if (n >= eights) break;
-        const device::Bytes16 b =
-            device::load_shared_16(weights + unit_offset(channel + 8 * n + lane % 8, unit));
+        const uint32_t row = weights + weights_ + uint32_t(8 * n * kChunkBytes);
+        const device::Bytes16 b = device::load_shared_16(row ^ flipped);
         GC_UNROLL
         for (int i = 0; i < kRows; ++i) {
           GC_UNROLL
@@ -166,6 +173,7 @@ class TiledFmaSums {
   }
 
  private:
+  uint32_t input_[2], weights_;  // unit 0, in a stage
   float sums_[kRows][kEights] = {};
 };
 

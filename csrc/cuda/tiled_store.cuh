@@ -48,11 +48,15 @@ GC_DEVICE float tiled_exact_sum(const TiledArgs& args, const TiledBlock& block, 
   float sum = 0.f;
   GC_NO_UNROLL
   for (int tap = 0; tap < block.taps_h.count * block.taps_w.count; ++tap) {
-    const UnitCursor cursor{tap / block.taps_w.count, tap % block.taps_w.count, 0};
-    if (!cursor.meets(args, block, row.h, row.w)) continue;
-    const int64_t input = row.input + cursor.offset(args, Traits::kUnit);
-    const int r = block.taps_h.first + cursor.r * args.h.tap_step;
-    const int s = block.taps_w.first + cursor.s * args.w.tap_step;
+    const int tap_h = tap / block.taps_w.count, tap_w = tap % block.taps_w.count;
+    const int by_h = tap_h * args.h.delta, by_w = tap_w * args.w.delta;
+    if (uint32_t(row.h + by_h) >= uint32_t(args.h.input) ||
+        uint32_t(row.w + by_w) >= uint32_t(args.w.input)) {
+      continue;
+    }
+    const int64_t input = row.input + by_h * args.input_strides[2] + by_w * args.input_strides[3];
+    const int r = block.taps_h.first + tap_h * args.h.tap_step;
+    const int s = block.taps_w.first + tap_w * args.w.tap_step;
     GC_NO_UNROLL
     for (int c = 0; c < args.in_channels; ++c) {
       const int64_t weight = weights + c * order.by_in + r * order.by_r + s * order.by_s;

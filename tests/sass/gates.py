@@ -117,10 +117,18 @@ def copying(kernel: MachineKernel) -> str | None:
     return "LDGSTS"
 
 
+def main_loops(kernel: MachineKernel) -> list[Loop]:
+    """The innermost loops that multiply; multiply-adds of an epilogue are none of them."""
+    loops = kernel.inner_loops(multiplication(kernel))
+    if multiplication(kernel) == TENSOR or copying(kernel) is None:
+        return loops
+    return [loop for loop in loops if loop.count("LDGSTS")]
+
+
 def streaming_loops(kernel: MachineKernel) -> list[Loop]:
-    """The innermost loops that multiply, those that copy as well."""
-    loops, copy = kernel.inner_loops(multiplication(kernel)), copying(kernel)
-    return [loop for loop in loops if copy is None or loop.count(copy)]
+    """The main loops that copy as well."""
+    copy = copying(kernel)
+    return [loop for loop in main_loops(kernel) if copy is None or loop.count(copy)]
 
 
 def instructions_per_mma(kernel: MachineKernel) -> float:
@@ -157,7 +165,7 @@ def faults(kernel: MachineKernel) -> list[str]:
     gathers = config.name.startswith("tiled_wgrad") and config.name.endswith("_gather")
     if not asynchronous and not gathers:
         wrong.append("no asynchronous copies of 16 bytes")
-    loops = kernel.inner_loops(multiplication(kernel))
+    loops = main_loops(kernel)
     if not streaming_loops(kernel):
         wrong.append("no loop that copies and multiplies")
     # The ends of a run of NCHW pixels are stored in pieces; what is gathered comes in elements.

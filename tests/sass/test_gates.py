@@ -128,6 +128,13 @@ def test_the_record_names_every_kernel() -> None:
         for element in ("Float16", "BFloat16")
         for architecture in (80, 90)
     }
+    expected |= {
+        f"{config['name']}_{way} {math} sm_{architecture}"
+        for config in _C.tiled_kernels()
+        for way in ("direct", "gather")
+        for math in ("Float16", "BFloat16", "Tf32", "Fma")
+        for architecture in (80, 90)
+    }
     tails = {name for name in record if name.split(" ")[2] in ("epilogue", "statistics")}
     assert record.keys() - tails == expected
     # Every kernel of fprop has an epilogue; all but one, which has no registers for them, the sums.
@@ -140,3 +147,22 @@ def test_the_record_names_every_kernel() -> None:
             for element in ("Float16", "BFloat16")
             for architecture in (80, 90)
         }
+
+
+def test_tiled_kernels_are_known_by_their_arguments() -> None:
+    symbol = "_ZN4cuda17tiled_conv_kernelILi1ELNS_9TiledMathE{math}ELb{direct}EEEvNS_9TiledArgsE"
+    kernel = listed(GOOD, symbol.format(math=2, direct=1))
+    assert gates.name(kernel) == "tiled_n32_direct Tf32 sm_90"
+    assert gates.faults(kernel) == []
+    assert gates.instructions_per_mma(kernel) == 4
+    # Made around multiply-adds, of which those of an epilogue do not count.
+    of_fma = symbol.format(math=3, direct=0)
+    body = GOOD.replace("HMMA.16816.F32", "FFMA").replace("LDGSTS", "LDG.E R5, [R2];\n LDGSTS")
+    assert gates.name(listed(body, of_fma)) == "tiled_n32_gather Fma sm_90"
+    assert gates.faults(listed(body, of_fma)) == []
+    assert gates.instructions_per_mma(listed(body, of_fma)) == 5
+    (fault,) = gates.faults(listed(body, symbol.format(math=3, direct=1)))
+    assert "narrow access" in fault
+    assert "no loop" in " ".join(gates.faults(listed(GOOD, of_fma)))
+    (fault,) = gates.faults(listed(GOOD, symbol.format(math=0, direct=1), registers=200))
+    assert "200 registers" in fault
