@@ -353,12 +353,14 @@ def tiled(pass_name: Pass, p: ConvProblem, o: emulator.Operands, tf32: bool, **h
         if pass_name == "fprop":
             bias = None if o.bias is None else o.bias.cuda()
             return functional.fprop(x, w, bias, *attributes)
+        if pass_name == "wgrad":
+            return functional.wgrad(y, x, p.weight_size, *attributes, layout is CHANNELS_LAST)
         return functional.dgrad(y, w, p.input_size, *attributes, layout is CHANNELS_LAST)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=short)
-@pytest.mark.parametrize("pass_name", ["fprop", "dgrad"])
+@pytest.mark.parametrize("pass_name", PASSES)
 def test_tiled_shapes(pass_name: Pass, dtype: torch.dtype, layout: torch.memory_format):
     for p in TILED:
         o = operands(p, dtype, bias=pass_name == "fprop")
@@ -369,7 +371,7 @@ def test_tiled_shapes(pass_name: Pass, dtype: torch.dtype, layout: torch.memory_
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("pass_name", ["fprop", "dgrad"])
+@pytest.mark.parametrize("pass_name", PASSES)
 def test_tiled_in_tf32_is_as_accurate_as_cudnn(pass_name: Pass, layout: torch.memory_format):
     for p in TILED:
         o = operands(p, torch.float32)
@@ -377,12 +379,13 @@ def test_tiled_in_tf32_is_as_accurate_as_cudnn(pass_name: Pass, layout: torch.me
         ours = tiled(pass_name, p, o, True, layout=layout)
         x, w, y = (t.cuda() for t in (o.x, o.w, o.y))
         with torch.backends.cudnn.flags(allow_tf32=True):
-            theirs = torch.ops.aten.convolution_backward(
-                y, x, w, None, p.stride, p.padding, p.dilation, False, (0, 0), p.G,
-                (True, False, False),
-            )[0] if pass_name == "dgrad" else F.conv2d(
-                x, w, None, p.stride, p.padding, p.dilation, p.G
-            )  # fmt: skip
+            if pass_name == "fprop":
+                theirs = F.conv2d(x, w, None, p.stride, p.padding, p.dilation, p.G)
+            else:
+                theirs = torch.ops.aten.convolution_backward(
+                    y, x, w, None, p.stride, p.padding, p.dilation, False, (0, 0), p.G,
+                    (pass_name == "dgrad", pass_name == "wgrad", False),
+                )[PASSES.index(pass_name) - 1]  # fmt: skip
         errors = [float((t.cpu().double() - exact).square().mean().sqrt()) for t in (ours, theirs)]
         rounding = 2.0**-11 * float(exact.square().mean().sqrt())
         assert errors[0] <= 1.5 * max(errors[1], rounding)
@@ -407,7 +410,7 @@ def test_tiled_values_that_are_not_finite(value: float):
         for dtype, tf32 in ((torch.float16, False), (torch.float32, True), (torch.float32, False)):
             o = operands(p, dtype)
             o.x[1, p.c_per_group + 1, 0, 3] = o.y[0, 2, 3, 0] = o.w[2, 1, 2, 0] = value
-            for pass_name in ("fprop", "dgrad"):
+            for pass_name in PASSES:
                 found = tiled(pass_name, p, o, tf32).cpu()
                 exact = emulator.exact(pass_name, p, o)
                 assert torch.equal(found.isfinite(), exact.isfinite())

@@ -12,7 +12,7 @@ from support import random_cases, short
 
 from grouped_conv import _C
 from grouped_conv.backends import Query, native
-from grouped_conv.bench.problems import resolve
+from grouped_conv.bench.problems import network, resolve
 from grouped_conv.problem import PASSES, ConvProblem, Pass
 
 pytestmark = pytest.mark.once
@@ -219,7 +219,8 @@ def test_tiled_refusals_are_the_compiled_ones():
 
 
 TILED_REFUSED = {
-    "fprop and dgrad": ("wgrad", {}, "float16"),
+    "below 2 GiB": ("wgrad", {"H": 1 << 16, "W": 1 << 13}, "float32"),
+    "2^30 elements": ("wgrad", {"C": 1 << 20, "K": 1 << 20, "G": 1, "H": 1, "W": 1}, "float16"),
     "float64": ("fprop", {}, "float64"),
     "have pixels": ("dgrad", {"N": 0}, "float16"),
     "up to 2^24": ("fprop", {"pad_h": 1 << 25}, "float16"),
@@ -251,9 +252,28 @@ def test_every_layer_of_regnet_has_a_tiled_plan(pass_name: Pass, channels_last: 
             weights = p.K * p.c_per_group * p.R * p.S * size
             assert weights <= plan["workspace_bytes"] <= 3 * weights
     with pytest.raises(ValueError, match="do not take"):
-        _C.plan_tiled("wgrad", extents(p), H100, "float16")
+        _C.plan_tiled("fprop", extents(p), H100, "float64")
     with pytest.raises(ValueError, match="multiprocessors"):
         _C.plan_tiled("fprop", extents(p), 0, "float16")
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_every_layer_has_a_tiled_plan_of_wgrad(channels_last: bool):
+    """Blocks for most multiprocessors, and partial sums in bounds."""
+    for layer in [*resolve("regnet"), *network("resnext50")]:
+        p = layer.problem(64)
+        for dtype, tf32 in (("float16", False), ("float32", True), ("float32", False)):
+            plan = _C.plan_tiled("wgrad", extents(p), H100, dtype, channels_last, tf32)
+            assert plan["blocks"] >= H100 * 0.7
+            assert plan["workspace_bytes"] <= 1 << 28
+
+
+def test_wgrad_tiles_are_those_of_the_channels():
+    """Groups of few channels share a block; the widest tile is for many."""
+    for channels, config in ((4, "48x8"), (16, "144x32"), (32, "144x32"), (112, "144x64")):
+        p = ConvProblem(64, 32 * channels, 14, 14, 32 * channels, 3, 3, 32, 1, 1)
+        plan = _C.plan_tiled("wgrad", extents(p), H100, "float32", True, True)
+        assert plan["name"] == f"tiled_wgrad_{config}"
 
 
 CUDNN = {
@@ -279,7 +299,7 @@ def test_what_the_tiled_kernels_are_chosen_for(monkeypatch: pytest.MonkeyPatch):
     for c, dtype, tf32 in ((24, torch.float16, False), (56, torch.bfloat16, False),
                            (4, torch.float32, True), (32, torch.float32, True)):  # fmt: skip
         p = ConvProblem(8, 4 * c, 14, 14, 4 * c, 3, 3, 4, 1, 1)
-        for pass_name in ("fprop", "dgrad"):
+        for pass_name in PASSES:
             asked = query(pass_name, p, dtype)._replace(allow_tf32=tf32)
             assert native.prefers(asked) is None
             math = "tf32" if tf32 else short(dtype)

@@ -8,6 +8,7 @@
 
 #include "cuda/rowstream_launch.h"
 #include "cuda/tiled_launch.h"
+#include "cuda/tiled_wgrad_launch.h"
 #include "cuda/wgrad_launch.h"
 
 namespace py = pybind11;
@@ -160,6 +161,37 @@ std::vector<py::dict> tiled_launches(const std::string& pass, int math, const st
   return both;
 }
 
+// The weight gradient by a tiled kernel, where slots are vectors if the problem allows that.
+TiledWgradPlan tiled_wgrad_plan(int math, const std::string& config,
+                                const std::vector<int64_t>& extents, bool planar, int sm_count) {
+  const ConvProblem p = problem_of(extents);
+  const bool vector = !planar && tiled_wgrad_takes_vectors(TiledMath(math), p);
+  return plan_tiled_wgrad(index_of(kTiledWgradConfigs, config), TiledMath(math), planar, vector, p,
+                          sm_count);
+}
+
+int64_t tiled_wgrad_workspace(int math, const std::string& config,
+                              const std::vector<int64_t>& extents, bool planar, int sm_count) {
+  return tiled_wgrad_plan(math, config, extents, planar, sm_count)
+      .workspace_bytes(problem_of(extents));
+}
+
+// Into a dw [K, C/G, R, S].
+std::vector<py::dict> tiled_wgrad_launches(int math, const std::string& config,
+                                           const std::vector<int64_t>& extents, bool planar,
+                                           int sm_count, uint64_t x, uint64_t w, uint64_t y,
+                                           uint64_t workspace) {
+  const TiledWgradPlan plan = tiled_wgrad_plan(math, config, extents, planar, sm_count);
+  const TiledWgradArgs args = make_tiled_wgrad_args(
+      problem_of(extents), plan, reinterpret_cast<void*>(x), reinterpret_cast<void*>(y),
+      reinterpret_cast<void*>(workspace), reinterpret_cast<void*>(w), false);
+  std::vector<py::dict> both = {
+      describe("tiled_wgrad_kernel", plan.config, tiled_wgrad_launch(plan), args),
+      describe("tiled_wgrad_reduce_kernel", -1, tiled_wgrad_reduce_launch(args), args)};
+  for (py::dict& launch : both) launch["vector"] = plan.vector;
+  return both;
+}
+
 }  // namespace
 }  // namespace grouped_conv::cuda
 
@@ -184,4 +216,11 @@ PYBIND11_MODULE(_launches, m) {
         py::arg("math"), py::arg("config"), py::arg("extents"), py::kw_only(),
         py::arg("channels_last"), py::arg("x"), py::arg("w"), py::arg("y"), py::arg("bias"),
         py::arg("workspace"), "Those of a tiled kernel, and whether it copies whole units.");
+  m.def("tiled_wgrad_workspace", &grouped_conv::cuda::tiled_wgrad_workspace, py::arg("math"),
+        py::arg("config"), py::arg("extents"), py::kw_only(), py::arg("planar"),
+        py::arg("sm_count"), "Bytes.");
+  m.def("tiled_wgrad_launches", &grouped_conv::cuda::tiled_wgrad_launches, py::arg("math"),
+        py::arg("config"), py::arg("extents"), py::kw_only(), py::arg("planar"),
+        py::arg("sm_count"), py::arg("x"), py::arg("w"), py::arg("y"), py::arg("workspace"),
+        "Those of a tiled kernel of wgrad, and whether its slots are vectors.");
 }

@@ -37,7 +37,7 @@ TENSOR = "HMMA"
 TAILS = ("", " epilogue", " statistics", " residual")
 """What an fprop kernel does beside the convolution, in the order of ``Tail`` in configs.h."""
 _TAIL = re.compile(r"4TailE(\d)E")
-_TILED = re.compile(r"tiled_conv_kernelILi(\d+)E\w*?TiledMathE(\d)ELb([01])E")
+_TILED = re.compile(r"tiled_(conv|wgrad)_kernelILi(\d+)E\w*?TiledMathE(\d)ELb([01])E")
 _MATHS = ("Float16", "BFloat16", "Tf32", "Fma")
 """How a tiled kernel computes, in the order of ``TiledMath`` in tiled_configs.h."""
 _STREAMING = re.compile(r"\d((?:fprop|dgrad|wgrad)_rowstream|nchw_(?:conv|wgrad))_kernelI")
@@ -46,7 +46,7 @@ _STREAMING = re.compile(r"\d((?:fprop|dgrad|wgrad)_rowstream|nchw_(?:conv|wgrad)
 def multiplication(kernel: MachineKernel) -> str:
     """The instruction that a kernel is made around."""
     tiled = _TILED.search(kernel.symbol)
-    return "FFMA" if tiled and _MATHS[int(tiled[2])] == "Fma" else TENSOR
+    return "FFMA" if tiled and _MATHS[int(tiled[3])] == "Fma" else TENSOR
 
 
 class Configuration(NamedTuple):
@@ -60,10 +60,16 @@ class Configuration(NamedTuple):
 
 def configuration(kernel: MachineKernel) -> Configuration | None:
     """The table entry of a kernel, by the index among its template arguments."""
-    if tiled := _TILED.search(kernel.symbol):
-        entry = _C.tiled_kernels()[int(tiled[1])]
+    if (tiled := _TILED.search(kernel.symbol)) and tiled[1] == "wgrad":
+        of_wgrad = _C.tiled_wgrad_kernels()[int(tiled[2])]
+        named = f"{of_wgrad['name']}_{'vector' if tiled[4] == '1' else 'gather'}"
+        return Configuration(
+            named, of_wgrad["threads"], of_wgrad["shared_bytes"], of_wgrad["blocks_per_sm"]
+        )
+    if tiled:
+        entry = _C.tiled_kernels()[int(tiled[2])]
         blocks = "blocks_of_fma" if multiplication(kernel) == "FFMA" else "blocks_per_sm"
-        named = f"{entry['name']}_{'direct' if tiled[3] == '1' else 'gather'}"
+        named = f"{entry['name']}_{'direct' if tiled[4] == '1' else 'gather'}"
         return Configuration(named, entry["threads"], entry["shared_bytes"], entry[blocks])
     config = streaming_configuration(kernel)
     if config is None:
@@ -90,38 +96,53 @@ def name(kernel: MachineKernel) -> str:
     config, element = configuration(kernel), re.search(r"B?Float16", kernel.symbol)
     named = f"{config.name} {element[0]}" if config and element else kernel.symbol
     if config and (tiled := _TILED.search(kernel.symbol)):
-        named = f"{config.name} {_MATHS[int(tiled[2])]}"
+        named = f"{config.name} {_MATHS[int(tiled[3])]}"
     tail = _TAIL.search(kernel.symbol)
     behind = TAILS[int(tail[1])] if tail else ""
     return f"{named}{behind} sm_{kernel.architecture}"
 
 
+def copying(kernel: MachineKernel) -> str | None:
+    """The instruction that brings what a kernel multiplies.
+
+    The tiled weight gradient gathers through registers, and by FMA units its innermost loop is a
+    pixel, with the copies around it.
+    """
+    tiled = _TILED.search(kernel.symbol)
+    if tiled and tiled[1] == "wgrad":
+        if multiplication(kernel) == "FFMA":
+            return None
+        return "LDGSTS" if tiled[4] == "1" else "LDG"
+    return "LDGSTS"
+
+
 def main_loops(kernel: MachineKernel) -> list[Loop]:
     """The innermost loops that multiply; multiply-adds of an epilogue are none of them."""
     loops = kernel.inner_loops(multiplication(kernel))
-    if multiplication(kernel) == TENSOR:
+    if multiplication(kernel) == TENSOR or copying(kernel) is None:
         return loops
     return [loop for loop in loops if loop.count("LDGSTS")]
 
 
+def streaming_loops(kernel: MachineKernel) -> list[Loop]:
+    """The main loops that copy as well.
+
+    The weight gradient of NCHW copies outside of them, where a band of rows begins.
+    """
+    copy = None if "nchw_wgrad" in kernel.symbol else copying(kernel)
+    return [loop for loop in main_loops(kernel) if copy is None or loop.count(copy)]
+
+
 def instructions_per_mma(kernel: MachineKernel) -> float:
-    """The best of the loops over rows.
+    """The best of the innermost loops that stream.
 
     Where values are not finite the weight gradient takes a second walk, slow and seldom.
     """
-    loops = row_loops(kernel)
     name = multiplication(kernel)
-    return min((len(loop.instructions) / loop.count(name) for loop in loops), default=0.0)
-
-
-def row_loops(kernel: MachineKernel) -> list[Loop]:
-    """The innermost loops that stream: those with asynchronous copies.
-
-    The weight gradient of NCHW has them outside, where a band of rows begins.
-    """
-    loops = main_loops(kernel)
-    by_band = "nchw_wgrad" in kernel.symbol
-    return [loop for loop in loops if by_band or loop.count("LDGSTS")]
+    return min(
+        (len(loop.instructions) / loop.count(name) for loop in streaming_loops(kernel)),
+        default=0.0,
+    )
 
 
 def faults(kernel: MachineKernel) -> list[str]:
@@ -142,9 +163,12 @@ def faults(kernel: MachineKernel) -> list[str]:
     # The promise is for the largest multiprocessors; elsewhere one block must fit.
     if shared * (blocks if available >= 228 else 1) > available:
         wrong.append(f"{shared:.1f} KiB of shared memory, {blocks} blocks")
-    if not any(i.name == "LDGSTS" and ".128" in i.opcode for i in kernel.instructions):
+    asynchronous = any(i.name == "LDGSTS" and ".128" in i.opcode for i in kernel.instructions)
+    gathers = config.name.startswith("tiled_wgrad") and config.name.endswith("_gather")
+    if not asynchronous and not gathers:
         wrong.append("no asynchronous copies of 16 bytes")
-    if not row_loops(kernel):
+    loops = main_loops(kernel)
+    if not streaming_loops(kernel):
         wrong.append("no loop that copies and multiplies")
     # The ends of a run of NCHW pixels are stored in pieces; what is gathered comes in elements.
     wide: tuple[str, ...] = ("LDG", "STG", "LDGSTS")
@@ -154,7 +178,7 @@ def faults(kernel: MachineKernel) -> list[str]:
         wide = ("STG", "LDGSTS")
     wrong += [
         f"narrow access to global memory in an inner loop: {i.opcode}"
-        for loop in main_loops(kernel)
+        for loop in loops
         for i in loop.instructions
         if i.name in wide and ".128" not in i.opcode
     ]
