@@ -107,7 +107,7 @@ stage compare 30 'recorded=tests/golden/sm_$(python3 -c "import torch
 print(*torch.cuda.get_device_capability(), sep=str())").npz
   [[ -e $recorded ]] || exit 77; python3 scripts/golden_vectors.py --compare "$recorded"'
 stage ncu 60 'command -v ncu || exit 77; ncu --csv --log-file "$OUT/ncu.csv" --clock-control none \
-  --kernel-name "regex:rowstream|wgrad_reduce" --metrics gpu__time_duration.sum,\
+  --kernel-name "regex:rowstream|nchw|wgrad_reduce" --metrics gpu__time_duration.sum,\
 dram__bytes_read.sum,dram__bytes_write.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,\
 smsp__inst_executed.sum,smsp__issue_active.avg.pct_of_peak_sustained_active,\
 sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread,\

@@ -27,6 +27,7 @@ pytestmark = [
 OPS = torch.ops.grouped_conv
 DTYPES = (torch.float16, torch.bfloat16)
 CHANNELS_LAST = torch.channels_last
+LAYOUTS = {"nhwc": CHANNELS_LAST, "nchw": torch.contiguous_format}
 
 
 def operands(p: ConvProblem, dtype: torch.dtype, bias: bool = False) -> emulator.Operands:
@@ -75,23 +76,27 @@ SHAPES = [(9, 7, 7), (3, 14, 14), (2, 33, 56), (1, 4, 131), (17, 1, 1), (1, 2, 3
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("c_per_group", native._ROWSTREAM_CHANNELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_shapes(pass_name: Pass, c_per_group: int, stride: int, dtype: torch.dtype):
+def test_shapes(pass_name: Pass, layout: str, c_per_group: int, stride: int, dtype: torch.dtype):
     for n, h, w in SHAPES:
         p = sized(n, c_per_group, h, w, stride)
         o = operands(p, dtype, bias=pass_name == "fprop")
-        assert_close(pass_name, p, o, compute(pass_name, p, o))
+        assert_close(pass_name, p, o, compute(pass_name, p, o, layout=LAYOUTS[layout]))
 
 
 @pytest.mark.parametrize("pads", [(0, 0), (2, 2), (0, 2), (2, 0)])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("c_per_group", [4, 16])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_paddings(pass_name: Pass, c_per_group: int, stride: int, pads: tuple[int, int]):
+def test_paddings(
+    pass_name: Pass, layout: str, c_per_group: int, stride: int, pads: tuple[int, int]
+):
     for n, h, w in ((5, 7, 6), (2, 15, 16)):
         p = sized(n, c_per_group, h, w, stride, *pads)
         o = operands(p, torch.float16)
-        assert_close(pass_name, p, o, compute(pass_name, p, o))
+        assert_close(pass_name, p, o, compute(pass_name, p, o, layout=LAYOUTS[layout]))
 
 
 @pytest.mark.parametrize("layer", resolve("resnext50"), ids=str)
@@ -177,8 +182,9 @@ def test_every_element_is_written(pass_name: Pass, c_per_group: int):
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("c_per_group", [4, 8, 16, 32])
-def test_values_that_are_not_finite(c_per_group: int, stride: int, value: float):
-    """The same classes as by the plain kernels, which know no padding and no other group."""
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_values_that_are_not_finite(layout: str, c_per_group: int, stride: int, value: float):
+    """The classes of the sum over the taps that exist, which know no other group."""
     p = sized(3, c_per_group, 7, 6, stride)
     for place in ((0, 0, 0), (1, 3, 3), (2, 6, 5)):
         n, h, w = place
@@ -187,24 +193,25 @@ def test_values_that_are_not_finite(c_per_group: int, stride: int, value: float)
         o.y[n, c_per_group - 1, h // stride, w // stride] = value
         o.w[2, 1, h % 3, w % 3] = value
         for pass_name in PASSES:
-            fast = compute(pass_name, p, o)
-            plain = compute(pass_name, p, o, layout=torch.contiguous_format)
-            assert torch.equal(fast.isnan(), plain.isnan())
-            assert torch.equal(fast.isposinf(), plain.isposinf())
-            assert torch.equal(fast.isneginf(), plain.isneginf())
+            found = compute(pass_name, p, o, layout=LAYOUTS[layout]).cpu()
+            exact = emulator.exact(pass_name, p, o)
+            assert torch.equal(found.isnan(), exact.isnan())
+            assert torch.equal(found.isposinf(), exact.isposinf())
+            assert torch.equal(found.isneginf(), exact.isneginf())
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_results_repeat_bit_by_bit(pass_name: Pass):
+def test_results_repeat_bit_by_bit(pass_name: Pass, layout: str):
     p = ConvProblem(32, 128, 28, 28, 128, 3, 3, 32, 1, 1)
     o = operands(p, torch.bfloat16)
-    first = compute(pass_name, p, o)
+    first = compute(pass_name, p, o, layout=LAYOUTS[layout])
     side = torch.cuda.Stream()
     busy = torch.randn(2048, 2048, device="cuda")
     for _ in range(10):
         with torch.cuda.stream(side):
             busy @ busy
-        assert torch.equal(compute(pass_name, p, o), first)
+        assert torch.equal(compute(pass_name, p, o, layout=LAYOUTS[layout]), first)
 
 
 def passes_of(p: ConvProblem, x: Tensor, w: Tensor, y: Tensor) -> Callable[[], list[Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -191,6 +192,17 @@ def test_kernels_are_named_and_not_chosen_before_they_are_measured(monkeypatch):
     assert native.kernel(nchw) == "dgrad_nchw_float16_cuda"
     assert native.prefers(nchw) is None
     assert native.kernel(nchw._replace(pass_name="wgrad")) == "wgrad_nchw_float16_cuda"
+
+
+@pytest.mark.parametrize("c_per_group", [4, 8, 16, 32, 64])
+def test_bands_of_nchw_fit_whatever_the_image(c_per_group: int):
+    named = {config["name"]: config for config in _C.nchw_kernels()}
+    sides = (1, 3, 7, 14, 15, 28, 33, 56, 65, 113, 224, 2001)
+    for stride, pass_name, h, w in itertools.product((1, 2), PASSES, sides, sides):
+        p = ConvProblem(9, 64, h, w, 64, 3, 3, 64 // c_per_group, 1, 1, stride, stride)
+        plan = _C.plan_fast(pass_name, extents(p), H100, channels_last=False)
+        assert 0 < plan["shared_bytes"] <= named[plan["name"]]["shared_bytes"] <= 99 * 1024
+        assert plan["blocks"] > 0
 
 
 def test_every_layer_of_resnext_has_a_plan_in_nchw():

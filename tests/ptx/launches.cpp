@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "cuda/nchw_launch.h"
+#include "cuda/nchw_wgrad_launch.h"
 #include "cuda/rowstream_launch.h"
 #include "cuda/tiled_launch.h"
 #include "cuda/tiled_wgrad_launch.h"
@@ -51,9 +53,16 @@ ConvProblem problem_of(const std::vector<int64_t>& e) {
                            e[12], e[13]);
 }
 
+// Configurations for NCHW tensors have names of their own.
+bool is_planar(const std::string& config) { return config.starts_with("nchw"); }
+
 int64_t workspace_bytes(const std::string& config, const std::vector<int64_t>& extents,
                         int sm_count) {
   const ConvProblem p = problem_of(extents);
+  if (is_planar(config)) {
+    const int index = index_of(kNchwWgradConfigs, config);
+    return plan_nchw_wgrad(index, p, sm_count).tiles.workspace_bytes(p);
+  }
   return plan_wgrad(index_of(kWgradConfigs, config), p, sm_count).workspace_bytes(p);
 }
 
@@ -63,6 +72,15 @@ std::vector<py::dict> launches(const std::string& pass, const std::string& confi
                                int sm_count, uint64_t x, uint64_t w, uint64_t y, uint64_t bias,
                                uint64_t workspace) {
   const ConvProblem p = problem_of(extents);
+  const bool planar = is_planar(config);
+  if (pass == "wgrad" && planar) {
+    const NchwWgradPlan plan = plan_nchw_wgrad(index_of(kNchwWgradConfigs, config), p, sm_count);
+    const NchwWgradArgs args = make_nchw_wgrad_args(
+        p, plan, reinterpret_cast<void*>(x), reinterpret_cast<void*>(y),
+        reinterpret_cast<void*>(workspace), reinterpret_cast<void*>(w), channels_last);
+    return {describe("nchw_wgrad_kernel", plan.tiles.config, nchw_wgrad_launch(plan), args),
+            describe("wgrad_reduce_kernel", -1, wgrad_reduce_launch(args.wgrad), args.wgrad)};
+  }
   if (pass == "wgrad") {
     const WgradPlan plan = plan_wgrad(index_of(kWgradConfigs, config), p, sm_count);
     const WgradArgs args = make_wgrad_args(
@@ -74,11 +92,16 @@ std::vector<py::dict> launches(const std::string& pass, const std::string& confi
   PassArgs args{};
   args.pass = pass == "fprop" ? Pass::kFprop : Pass::kDgrad;
   args.problem = p;
-  args.x = operand(x, true, p.C, p.H, p.W);
+  args.x = operand(x, !planar, p.C, p.H, p.W);
   args.w = operand(w, channels_last, p.c_per_group(), p.R, p.S);
-  args.y = operand(y, true, p.K, p.P, p.Q);
+  args.y = operand(y, !planar, p.K, p.P, p.Q);
   args.bias = reinterpret_cast<void*>(bias);
   args.bias_stride = 1;
+  if (planar) {
+    const NchwPlan plan = plan_nchw(index_of(kNchwConfigs, config), args.pass, p, sm_count);
+    return {describe("nchw_conv_kernel", plan.tiles.config, nchw_launch(plan),
+                     make_nchw_args(args, plan))};
+  }
   const RowstreamPlan plan =
       plan_rowstream(index_of(kRowstreamConfigs, config), args.pass, p, sm_count);
   const bool phases = kRowstreamConfigs[plan.config].walk == Walk::kDgradStride2;

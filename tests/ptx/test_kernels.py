@@ -22,7 +22,6 @@ from grouped_conv.problem import ConvProblem
 
 ROOT = Path(__file__).resolve().parents[2]
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-ARCHITECTURE = "sm_80"
 
 pytestmark = [
     pytest.mark.once,
@@ -60,34 +59,44 @@ def launches() -> Any:
 
 
 @functools.cache
-def compiled(stem: str) -> dict[str, ptx.Kernel]:
+def compiled(stem: str, architecture: str = "sm_80") -> dict[str, ptx.Kernel]:
     """The kernels of ``csrc/cuda/<stem>.cu`` as PTX."""
     source = ROOT / "csrc" / "cuda" / f"{stem}.cu"
-    command = [NVCC, "-ptx", "-std=c++20", f"-arch={ARCHITECTURE}", "-I", ROOT / "csrc", source]
+    command = [NVCC, "-ptx", "-std=c++20", f"-arch={architecture}", "-I", ROOT / "csrc", source]
     done = subprocess.run([*command, "-o", "/dev/stdout"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return ptx.parse(done.stdout)
 
 
-def find_kernel(dtype: str, name: str, config: int) -> ptx.Kernel:
-    family = "wgrad" if name.startswith("wgrad") else "rowstream"
+FAMILIES = {"wgrad": "wgrad", "nchw_wgrad": "nchw_wgrad", "nchw_conv": "nchw"}
+"""Files of kernels that are not called rowstream, by the beginning of their names."""
+
+
+def find_kernel(dtype: str, name: str, config: int, architecture: str = "sm_80") -> ptx.Kernel:
+    families = [family for start, family in FAMILIES.items() if name.startswith(start)]
+    kernels = compiled(f"{families[0] if families else 'rowstream'}_{dtype}", architecture)
     wanted = re.compile(rf"\d{name}I" + (rf".*Li{config}E(?!.*4TailE[12])" if config >= 0 else ""))
-    (found,) = [k for symbol, k in compiled(f"{family}_{dtype}").items() if wanted.search(symbol)]
+    (found,) = [k for symbol, k in kernels.items() if wanted.search(symbol)]
     return found
 
 
 def interpret(
-    case: Case, p: ConvProblem, operands: emulator.Operands, channels_last: bool
+    case: Case,
+    p: ConvProblem,
+    operands: emulator.Operands,
+    channels_last: bool,
+    architecture: str = "sm_80",
 ) -> torch.Tensor:
     """The result of a pass, ``[N, K, P, Q]`` and so on, computed by the interpreter."""
     extents = emulator.extents(p)
+    planar = case.config.startswith("nchw")
     written = {"fprop": "y", "dgrad": "x", "wgrad": "w"}[case.pass_name]
     tensors = {"x": operands.x, "w": operands.w, "y": operands.y}
     tensors[written] = torch.full_like(tensors[written], float("nan"))
     memory = ptx.GlobalMemory()
     addresses, arrays = {}, {}
     for name, t in tensors.items():
-        by_pixel = name != "w" or channels_last
+        by_pixel = channels_last if name == "w" else not planar
         ordered = t.permute(0, 2, 3, 1).contiguous() if by_pixel else t.contiguous()
         arrays[name] = ordered.view(torch.int16).numpy()
         addresses[name] = memory.allocate(arrays[name])
@@ -106,7 +115,7 @@ def interpret(
         **addresses,
     ):
         ptx.launch(
-            find_kernel(case.dtype, launch["kernel"], launch["config"]),
+            find_kernel(case.dtype, launch["kernel"], launch["config"], architecture),
             memory,
             (launch["blocks"],),
             (launch["threads"],),
@@ -115,7 +124,8 @@ def interpret(
         )
     found = memory.read(addresses[written], arrays[written]).copy()
     result = torch.from_numpy(found).view(emulator.DTYPES[case.dtype])
-    return result.permute(0, 3, 1, 2) if written != "w" or channels_last else result
+    by_pixel = channels_last if written == "w" else not planar
+    return result.permute(0, 3, 1, 2) if by_pixel else result
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
