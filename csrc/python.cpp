@@ -139,7 +139,7 @@ std::optional<std::string> rowstream_refusal(const std::string& pass,
 }
 
 py::dict plan_fast(const std::string& pass, const std::vector<int64_t>& extents, int sm_count,
-                   bool channels_last, const std::string& tail) {
+                   bool channels_last, const std::string& tail, const std::string& preferred) {
   const std::map<std::string, cuda::Tail> tails = {{"", cuda::Tail::kNone},
                                                    {"epilogue", cuda::Tail::kAffine},
                                                    {"residual", cuda::Tail::kResidual},
@@ -155,7 +155,7 @@ py::dict plan_fast(const std::string& pass, const std::vector<int64_t>& extents,
     throw std::invalid_argument("only fprop of channels_last tensors has a tail");
   }
   const cuda::FastPlan plan =
-      cuda::plan_fast(kPasses.at(pass), problem, {sm_count}, layout, tails.at(tail));
+      cuda::plan_fast(kPasses.at(pass), problem, {sm_count}, layout, tails.at(tail), preferred);
   py::dict dict;
   dict["name"] = plan.name;
   dict["blocks"] = plan.blocks;
@@ -196,8 +196,10 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "plan_fast", &grouped_conv::plan_fast, py::arg("which"), py::arg("extents"),
       py::arg("sm_count"), py::arg("channels_last") = true, py::arg("tail") = "",
+      py::arg("preferred") = "",
       "Kernel, grid and workspace of a pass that rowstream_refusal does not refuse; of fprop also "
-      "with an epilogue, an epilogue with a residual, or statistics.");
+      "with an epilogue, an epilogue with a residual, or statistics. A preferred configuration is "
+      "taken where it computes the pass.");
   m.def("output_extent", &grouped_conv::ConvProblem::output_extent, py::arg("size"),
         py::arg("kernel"), py::arg("padding"), py::arg("stride"), py::arg("dilation"),
         "Output extent of one spatial dimension, zero or less where the dilated kernel does not "

@@ -36,6 +36,11 @@ def rowstream_refusal(
     which: str, extents: list[int], dtype: str, channels_last: bool = True
 ) -> str | None: ...
 def plan_fast(
-    which: str, extents: list[int], sm_count: int, channels_last: bool = True, tail: str = ""
+    which: str,
+    extents: list[int],
+    sm_count: int,
+    channels_last: bool = True,
+    tail: str = "",
+    preferred: str = "",
 ) -> CudaPlan: ...
 def output_extent(size: int, kernel: int, padding: int, stride: int, dilation: int) -> int: ...

@@ -23,7 +23,9 @@ from grouped_conv import (
     GroupedConvBN2d,
     GroupedConvReLU2d,
     Workload,
+    _libraries,
     autotune,
+    configurations,
     explain,
     functional,
     grouped_conv2d,
@@ -32,6 +34,8 @@ from grouped_conv import (
     use_backend,
     workloads,
 )
+from grouped_conv.backends import Query
+from grouped_conv.measured import Entry
 from grouped_conv.problem import PASSES, ConvProblem
 
 pytestmark = pytest.mark.once
@@ -73,7 +77,8 @@ def explained(p: ConvProblem = PROBLEM, **keywords):
 
 def table_of(times: dict[str, float], *problems: ConvProblem, passes=PASSES) -> Path:
     """Write a table by hand, as another process would have."""
-    rows = {Workload(p).key(name): times for p in problems or (PROBLEM,) for name in passes}
+    entry = Entry(tuple(times.items()), "")
+    rows = {Workload(p).key(name): entry for p in problems or (PROBLEM,) for name in passes}
     path = Path(measured.write(CPU, rows))
     forget()
     return path
@@ -247,6 +252,77 @@ def test_a_model_is_tuned():
     assert "measured" in explain(x, layer.weight, None, 1, 1, 1, 4).passes["fprop"][2]
 
 
+# Configurations of native CUDA kernels.
+
+
+def cuda_query(pass_name: str, c_per_group: int, stride: int = 1, layout: str = "nhwc") -> Query:
+    c = 8 * c_per_group
+    p = ConvProblem(1, c, 9, 9, c, G=8, pad_h=1, pad_w=1, stride_h=stride, stride_w=stride)
+    return Query.of(pass_name, p, torch.float16, torch.device("cuda"), layout == "nhwc")
+
+
+def test_candidates(monkeypatch: pytest.MonkeyPatch):
+    two = cuda_query("dgrad", 16)
+    assert configurations.candidates(two, (4, 14, 14)) == []  # without the library
+    monkeypatch.setattr(_libraries, "cuda_absent_reason", lambda: None)
+    both = ["conv_c16_s1", "conv_c16_s1_narrow"]
+    assert configurations.candidates(two, (4, 14, 14)) == both
+    for other in (
+        cuda_query("wgrad", 16),
+        cuda_query("fprop", 8),
+        cuda_query("fprop", 16, stride=2),
+        cuda_query("fprop", 16, layout="nchw"),
+        two._replace(dtype=torch.float32),
+        two._replace(device="cpu"),
+    ):
+        assert configurations.candidates(other, (4, 14, 14)) == []
+    assert configurations.candidates(two, (0, 14, 14)) == []
+
+
+def test_a_preference_reaches_the_library(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+
+    class Library:
+        def __init__(self, path: str) -> None:
+            assert path.endswith("_cuda.so")
+
+        def grouped_conv_prefer(self, device: int, which: int, extents, name: bytes) -> None:
+            calls.append((device, which, list(extents), name))
+
+    monkeypatch.setattr("ctypes.CDLL", Library)
+    query = cuda_query("dgrad", 16, stride=2)
+    configurations.prefer(torch.device("cuda:3"), query, (4, 15, 14), "conv")
+    extents = [4, 128, 15, 14, 128, 3, 3, 8, 1, 1, 2, 2, 1, 1]
+    assert calls == [(3, 1, extents, b"conv")]
+
+
+def test_configurations_are_measured_and_the_fastest_is_preferred(monkeypatch: pytest.MonkeyPatch):
+    """With a library that waits in all configurations but one."""
+    preferred = [""]
+
+    def prefer(device, query, image, name: str) -> None:
+        assert (device, query, *image) == (CPU, *Workload(PROBLEM).key("fprop"))
+        preferred.append(name)
+
+    def wait(y: Tensor) -> Tensor:
+        time.sleep(0 if preferred[-1] == "quick" else 0.002)
+        return y
+
+    monkeypatch.setattr(configurations, "candidates", lambda *_: ["slow", "quick"])
+    monkeypatch.setattr(configurations, "prefer", prefer)
+    monkeypatch.setattr(tuning, "ours", Wrong(wait))
+    (m,) = autotune([Workload(PROBLEM)], passes=["fprop"], seconds=0.001)
+    assert set(m.configurations) == {"slow", "quick"}
+    assert m.configurations["quick"] < 2000 <= m.configurations["slow"]
+    assert m.microseconds["native"] == m.configurations["quick"]
+    behind = preferred[1:]
+    assert set(behind[behind.index("") + 1 :]) == {"quick"}
+    assert "native by quick" in str(explained())
+    forget()  # as a new process
+    assert "native by quick" in str(explained())
+    assert preferred[-1] == "quick"
+
+
 # Obeying.
 
 
@@ -351,6 +427,7 @@ CORRUPT = {
     "unknown layout": lambda: broken(in_row(channels_last="no")),
     "unknown backend": lambda: broken(in_row(microseconds={"cudnn": 1.0})),
     "unknown device": lambda: broken(in_row(device="meta")),
+    "no configuration": lambda: broken(in_row(configuration=None)),
     "no times": lambda: broken(in_row(microseconds={})),
     "times not by name": lambda: broken(in_row(microseconds=[1.0])),
     "a time that is no number": lambda: broken(in_row(microseconds={"aten": "fast"})),
@@ -419,7 +496,7 @@ def test_a_write_that_fails_leaves_the_file(cache: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.warns(UserWarning, match="no space left"):
-        measured.write(CPU, {Workload(PROBLEM).key("fprop"): NATIVE})
+        measured.write(CPU, {Workload(PROBLEM).key("fprop"): Entry(tuple(NATIVE.items()), "")})
     assert path.read_text() == text
     assert {p.suffix for p in cache.iterdir()} == {".json", ".lock"}
 
@@ -427,7 +504,7 @@ def test_a_write_that_fails_leaves_the_file(cache: Path, monkeypatch: pytest.Mon
 def _writer(number: int) -> None:
     for i in range(10):
         problem = ConvProblem(1 + number, 16, 6, 6 + i, 16, G=4)
-        measured.write(CPU, {Workload(problem).key("fprop"): NATIVE})
+        measured.write(CPU, {Workload(problem).key("fprop"): Entry(tuple(NATIVE.items()), "")})
 
 
 def test_many_processes_write_at_once(cache: Path):
