@@ -154,9 +154,12 @@ def table(device: torch.device) -> Table:
         device = torch.device("cuda", torch.cuda.current_device())
     known = _tables.get(device)
     if known is None:
-        known = _tables[device] = Table()
-        if (path := path_of(device)) is not None:
-            record(device, _read(path, facts(device)))
+        path = path_of(device)
+        entries = {} if path is None else _read(path, facts(device))
+        known = Table()
+        known.update(entries)
+        _prefer_configurations(device, entries)
+        _tables[device] = known  # when it is complete: another thread may ask
     return known
 
 
@@ -191,12 +194,16 @@ def _agreed(device: str) -> tuple[tuple[Query, Entry], ...]:
 
 
 def record(device: torch.device, entries: Mapping[Key, Entry]) -> None:
-    """Add measurements to the table in this process, and have their configurations preferred."""
-    table(device).update(entries)
+    """Add measurements to the table in this process."""
     if is_on():
-        for (query, *image), entry in entries.items():
-            if entry.configuration:
-                configurations.prefer(device, query, image, entry.configuration)
+        table(device).update(entries)
+        _prefer_configurations(device, entries)
+
+
+def _prefer_configurations(device: torch.device, entries: Mapping[Key, Entry]) -> None:
+    for (query, *image), entry in entries.items():
+        if entry.configuration:
+            configurations.prefer(device, query, image, entry.configuration)
 
 
 def write(device: torch.device, entries: Mapping[Key, Entry]) -> str:
@@ -217,7 +224,7 @@ def write(device: torch.device, entries: Mapping[Key, Entry]) -> str:
             _replace(path, f'{{{head}, "measured": [\n{rows}\n]}}\n')
     except OSError as error:
         warnings.warn(
-            f"grouped_conv: measurements are kept in this process only: {error}", stacklevel=3
+            f"grouped_conv: measurements are kept in this process only: {error}", stacklevel=4
         )
         return "this process"
     return str(path)
@@ -259,7 +266,7 @@ def _read(path: Path, made_for: Mapping[str, Any]) -> dict[Key, Entry]:
         if content["made_for"] != made_for:
             return _ignored(path, f"it was made for {content['made_for']}, this is {made_for}")
         return dict(_parsed(row, str(path)) for row in content["measured"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return _ignored(path, f"it is corrupt: {type(error).__name__}: {error}")
 
 

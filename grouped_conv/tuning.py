@@ -260,15 +260,15 @@ def _difference(result: Tensor, expected: Tensor) -> str | None:
     if result.shape != expected.shape or result.dtype != expected.dtype:
         return f"its result is {result.dtype} {tuple(result.shape)}"
     result, exact = result.double(), expected.double()
-    difference = (result - exact).abs().max() / exact.square().mean().sqrt()
+    difference, size = (result - exact).abs().max(), exact.square().mean().sqrt()
     dtype = expected.dtype
     if dtype is torch.float32 and expected.is_cuda and measured.float32_precision() == "tf32":
         dtype = torch.float16  # which has as many bits
     # Largest values are a few rms, and so are their roundings; float32 sums have errors of many.
     allowed = max(16 * torch.finfo(dtype).eps, 1e-4)
-    if bool(difference <= allowed):  # and not NaN
+    if bool(difference <= allowed * size):  # and not NaN
         return None
-    return f"its result is {difference:.2g} of the rms away from PyTorch's"
+    return f"its result is {difference / size:.2g} of the rms away from PyTorch's"
 
 
 def _seconds(contender: Contender, operands: Operands) -> float:
