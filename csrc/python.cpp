@@ -205,7 +205,7 @@ py::dict plan_tiled(const std::string& pass, const std::vector<int64_t>& extents
 }
 
 py::dict plan_fast(const std::string& pass, const std::vector<int64_t>& extents, int sm_count,
-                   bool channels_last, const std::string& tail) {
+                   bool channels_last, const std::string& tail, const std::string& preferred) {
   const std::map<std::string, cuda::Tail> tails = {{"", cuda::Tail::kNone},
                                                    {"epilogue", cuda::Tail::kAffine},
                                                    {"residual", cuda::Tail::kResidual},
@@ -219,7 +219,7 @@ py::dict plan_fast(const std::string& pass, const std::vector<int64_t>& extents,
     throw std::invalid_argument("only fprop of channels_last tensors has a tail");
   }
   return as_dict(cuda::plan_fast(kPasses.at(pass), problem, {sm_count}, layout_of(channels_last),
-                                 tails.at(tail)));
+                                 tails.at(tail), preferred));
 }
 
 }  // namespace
@@ -253,8 +253,10 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "plan_fast", &grouped_conv::plan_fast, py::arg("which"), py::arg("extents"),
       py::arg("sm_count"), py::arg("channels_last") = true, py::arg("tail") = "",
+      py::arg("preferred") = "",
       "Kernel, grid and workspace of a pass that rowstream_refusal does not refuse; of fprop also "
-      "with an epilogue, an epilogue with a residual, or statistics.");
+      "with an epilogue, an epilogue with a residual, or statistics. A preferred configuration is "
+      "taken where it computes the pass.");
   m.def("tiled_kernels", &grouped_conv::tiled_kernels,
         "Configurations of the tiled CUDA kernels: the channels of a group and the groups of a "
         "block; shared_bytes are the most that a block needs.");

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 _PACKAGE = Path(__file__).parent
+CUDA_LIBRARY = _PACKAGE / "_cuda.so"
 _loaded = False
 _cuda_absent_reason: str | None = None
 
@@ -51,7 +52,7 @@ def _load_cuda() -> str | None:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     try:
-        torch.ops.load_library(_PACKAGE / "_cuda.so")
+        torch.ops.load_library(CUDA_LIBRARY)
     except OSError as error:
         return f"the CUDA library does not load into torch {torch.__version__}: {error}"
     return None

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import torch
 
-from grouped_conv import _C
+from grouped_conv import _C, configurations
 from grouped_conv._version import __version__
 from grouped_conv.backends import ORDER, Query, dtype_name
 from grouped_conv.bench.machine import cpu_name
@@ -57,10 +57,13 @@ class Entry:
     microseconds: tuple[tuple[str, float], ...]
     source: str
     """Where it is kept."""
+    configuration: str = ""
+    """Of the native CUDA kernels, the fastest, where there was a choice."""
 
     def __str__(self) -> str:
         times = ", ".join(f"{name} {us:.1f} us" for name, us in self.microseconds)
-        return f"measured: {times} ({self.source})"
+        configured = f", native by {self.configuration}" if self.configuration else ""
+        return f"measured: {times}{configured} ({self.source})"
 
 
 @dataclass
@@ -151,9 +154,12 @@ def table(device: torch.device) -> Table:
         device = torch.device("cuda", torch.cuda.current_device())
     known = _tables.get(device)
     if known is None:
-        known = _tables[device] = Table()
-        if (path := path_of(device)) is not None:
-            known.update(_read(path, facts(device)))
+        path = path_of(device)
+        entries = {} if path is None else _read(path, facts(device))
+        known = Table()
+        known.update(entries)
+        _prefer_configurations(device, entries)
+        _tables[device] = known  # when it is complete: another thread may ask
     return known
 
 
@@ -189,10 +195,18 @@ def _agreed(device: str) -> tuple[tuple[Query, Entry], ...]:
 
 def record(device: torch.device, entries: Mapping[Key, Entry]) -> None:
     """Add measurements to the table in this process."""
-    table(device).update(entries)
+    if is_on():
+        table(device).update(entries)
+        _prefer_configurations(device, entries)
 
 
-def write(device: torch.device, measured: Mapping[Key, Mapping[str, float]]) -> str:
+def _prefer_configurations(device: torch.device, entries: Mapping[Key, Entry]) -> None:
+    for (query, *image), entry in entries.items():
+        if entry.configuration:
+            configurations.prefer(device, query, image, entry.configuration)
+
+
+def write(device: torch.device, entries: Mapping[Key, Entry]) -> str:
     """Merge measurements into the file of a device; where they are kept.
 
     Where the file cannot be written a warning says so, and they are kept in this process alone.
@@ -204,14 +218,13 @@ def write(device: torch.device, measured: Mapping[Key, Mapping[str, float]]) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_suffix(".lock")):
             made_for = facts(device)
-            merged = {k: dict(e.microseconds) for k, e in _read(path, made_for).items()}
-            merged.update({key: dict(times) for key, times in measured.items()})
-            rows = ",\n".join(json.dumps(_row(key, times)) for key, times in merged.items())
+            merged = {**_read(path, made_for), **entries}
+            rows = ",\n".join(json.dumps(_row(key, entry)) for key, entry in merged.items())
             head = f'"format": {_FORMAT}, "made_for": {json.dumps(made_for)}'
             _replace(path, f'{{{head}, "measured": [\n{rows}\n]}}\n')
     except OSError as error:
         warnings.warn(
-            f"grouped_conv: measurements are kept in this process only: {error}", stacklevel=3
+            f"grouped_conv: measurements are kept in this process only: {error}", stacklevel=4
         )
         return "this process"
     return str(path)
@@ -253,7 +266,7 @@ def _read(path: Path, made_for: Mapping[str, Any]) -> dict[Key, Entry]:
         if content["made_for"] != made_for:
             return _ignored(path, f"it was made for {content['made_for']}, this is {made_for}")
         return dict(_parsed(row, str(path)) for row in content["measured"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return _ignored(path, f"it is corrupt: {type(error).__name__}: {error}")
 
 
@@ -262,10 +275,15 @@ def _ignored(path: Path, reason: str) -> dict[Key, Entry]:
     return {}
 
 
-def _row(key: Key, times: Mapping[str, float]) -> dict[str, Any]:
-    query, *extents = key
-    fields = {**query._asdict(), "dtype": dtype_name(query.dtype)}
-    return {**fields, **dict(zip("NHW", extents, strict=True)), "microseconds": dict(times)}
+def _row(key: Key, entry: Entry) -> dict[str, Any]:
+    query, *image = key
+    return {
+        **query._asdict(),
+        "dtype": dtype_name(query.dtype),
+        **dict(zip("NHW", image, strict=True)),
+        "microseconds": dict(entry.microseconds),
+        "configuration": entry.configuration,
+    }
 
 
 def _count(value: Any) -> int:
@@ -311,6 +329,8 @@ def _parsed(row: Mapping[str, Any], source: str) -> tuple[Key, Entry]:
             raise ValueError(f"{name!r}: {us!r} is not a measurement")
     if not times:
         raise ValueError("there is a row without times")
+    if type(row["configuration"]) is not str:
+        raise ValueError(f"{row['configuration']!r} is not a configuration")
     fastest_first = tuple(sorted(times.items(), key=lambda item: item[1]))
     key = (query, _count(row["N"]), _count(row["H"]), _count(row["W"]))
-    return key, Entry(fastest_first, source)
+    return key, Entry(fastest_first, source, row["configuration"])

@@ -163,7 +163,9 @@ def _decide_by_measurement(query: Query, site: Site) -> PassDecision | None:
         if refusal(chosen, query) is not None:
             continue
         before = ORDER[: ORDER.index(chosen)]
-        refused = ((b, refusal(b, query) or "it was measured to be slower") for b in before)
+        refused = (
+            (b, refusal(b, query) or "a later one was measured to be faster") for b in before
+        )
         return PassDecision(chosen, _MODULES[chosen].kernel(query), tuple(refused), str(entry))
     return None
 

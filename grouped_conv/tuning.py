@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from grouped_conv import functional, measured
+from grouped_conv import configurations, functional, measured
 from grouped_conv.backends import ORDER, Query, dtype_name
 from grouped_conv.bench.machine import last_level_cache
 from grouped_conv.bench.peers import Case, Contender, Operands, ours
@@ -67,6 +67,8 @@ class Measurement:
     """Medians, the fastest first."""
     left_out: dict[str, str]
     """Backends that were not timed, or gave a wrong result, each with its reason."""
+    configurations: dict[str, float]
+    """Of the native CUDA kernels, microseconds of each configuration where there is a choice."""
     source: str = ""
     """Where the measurement is kept."""
 
@@ -75,8 +77,15 @@ class Measurement:
         """The fastest."""
         return next(iter(self.microseconds))
 
+    @property
+    def entry(self) -> Entry:
+        """As it stands in the table."""
+        configuration = min(self.configurations, key=self.configurations.__getitem__, default="")
+        return Entry(tuple(self.microseconds.items()), self.source, configuration)
+
     def __str__(self) -> str:
         parts = [f"{name} {us:.1f} us" for name, us in self.microseconds.items()]
+        parts += [f"{name} {us:.1f} us" for name, us in self.configurations.items()]
         parts += [f"{name} left out: {why}" for name, why in self.left_out.items()]
         return f"{self.pass_name} of {self.workload}: " + ", ".join(parts)
 
@@ -175,12 +184,9 @@ def _keep(measurements: Iterable[Measurement]) -> list[Measurement]:
     for m in measurements:
         tables.setdefault(m.workload.device, []).append(m)
     for device, these in tables.items():
-        times = {m.workload.key(m.pass_name): m.microseconds for m in these}
-        source = measured.write(device, times)
-        measured.record(
-            device, {key: Entry(tuple(us.items()), source) for key, us in times.items()}
-        )
-        kept += [Measurement(**{**vars(m), "source": source}) for m in these]
+        source = measured.write(device, {m.workload.key(m.pass_name): m.entry for m in these})
+        kept += (named := [replace(m, source=source) for m in these])
+        measured.record(device, {m.workload.key(m.pass_name): m.entry for m in named})
     functional.forget()
     return kept
 
@@ -194,33 +200,59 @@ def _measure(workload: Workload, pass_name: Pass, seconds: float) -> Measurement
         raise ValueError(f"grouped_conv.autotune cannot measure {w}: its output is empty")
     layout = "nhwc" if w.channels_last else "nchw"
     case = Case(w.problem, pass_name, dtype_name(w.dtype), layout, w.device)
+    query, *image = w.key(pass_name)
+    contenders, left_out = _contenders(case, query, image)
     operands = Operands.random(case, 0)
-    expected = ours(case, "aten").run(operands)
-    left_out: dict[str, str] = {}
+    expected = contenders["aten"].run(operands)
     first: dict[str, float] = {}
-    contenders: dict[str, Contender] = {}
-    for backend in ORDER:
-        if reason := refusal(backend, w.query(pass_name)):
-            left_out[backend] = reason
-            continue
-        contender = ours(case, backend)
+    for name, contender in contenders.items():
         try:
             result = contender.run(operands)
         except Exception as error:  # no memory left, or whatever a compiler raises
-            left_out[backend] = f"{type(error).__name__}: {error}".partition("\n")[0]
+            left_out[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
             continue
         if difference := _difference(result, expected):
-            left_out[backend] = difference
-            continue
-        contenders[backend] = contender
-        first[backend] = min(_seconds(contender, operands) for _ in range(3))
+            left_out[name] = difference
+        else:
+            first[name] = min(_seconds(contender, operands) for _ in range(3))
     limit = _HOPELESS * min(first.values())
-    hopeful = {name: c for name, c in contenders.items() if first[name] <= limit}
+    hopeful = {name: contenders[name] for name, taken in first.items() if taken <= limit}
     medians = {**first, **_medians(hopeful, operands, seconds)}
-    fastest_first = sorted(medians.items(), key=lambda item: item[1])
-    return Measurement(
-        w, pass_name, {name: round(1e6 * s, 3) for name, s in fastest_first}, left_out
-    )
+    microseconds = {name: round(1e6 * median, 3) for name, median in medians.items()}
+    configured = {n: microseconds.pop(n) for n in tuple(microseconds) if n not in ORDER}
+    if configured:
+        microseconds["native"] = min(configured.values())
+        configurations.prefer(case.device, query, image, "")
+    fastest_first = dict(sorted(microseconds.items(), key=lambda item: item[1]))
+    return Measurement(w, pass_name, fastest_first, left_out, configured)
+
+
+def _contenders(
+    case: Case, query: Query, image: Sequence[int]
+) -> tuple[dict[str, Contender], dict[str, str]]:
+    """Backends, native by each of its configurations where it has a choice; and who cannot."""
+    contenders: dict[str, Contender] = {}
+    left_out: dict[str, str] = {}
+    for backend in ORDER:
+        if reason := refusal(backend, query):
+            left_out[backend] = reason
+        else:
+            contenders[backend] = ours(case, backend)
+    choice = configurations.candidates(query, image)
+    if choice and "native" in contenders:
+        native = contenders.pop("native")
+        contenders |= {name: _by(native, query, image, name) for name in choice}
+    return contenders, left_out
+
+
+def _by(native: Contender, query: Query, image: Sequence[int], configuration: str) -> Contender:
+    """native by one of its configurations."""
+
+    def run(operands: Operands) -> Tensor:
+        configurations.prefer(native.case.device, query, image, configuration)
+        return native.run(operands)
+
+    return replace(native, name=configuration, run=run)
 
 
 def _difference(result: Tensor, expected: Tensor) -> str | None:
@@ -228,15 +260,15 @@ def _difference(result: Tensor, expected: Tensor) -> str | None:
     if result.shape != expected.shape or result.dtype != expected.dtype:
         return f"its result is {result.dtype} {tuple(result.shape)}"
     result, exact = result.double(), expected.double()
-    difference = (result - exact).abs().max() / exact.square().mean().sqrt()
+    difference, size = (result - exact).abs().max(), exact.square().mean().sqrt()
     dtype = expected.dtype
     if dtype is torch.float32 and expected.is_cuda and measured.float32_precision() == "tf32":
         dtype = torch.float16  # which has as many bits
     # Largest values are a few rms, and so are their roundings; float32 sums have errors of many.
     allowed = max(16 * torch.finfo(dtype).eps, 1e-4)
-    if bool(difference <= allowed):  # and not NaN
+    if bool(difference <= allowed * size):  # and not NaN
         return None
-    return f"its result is {difference:.2g} of the rms away from PyTorch's"
+    return f"its result is {difference / size:.2g} of the rms away from PyTorch's"
 
 
 def _seconds(contender: Contender, operands: Operands) -> float:

@@ -7,11 +7,15 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from choice_tables import forget
 from support import LAYOUTS, poisoned, threads
+
+from grouped_conv import measured
 
 # Choices are those of the rules, whatever was measured on this machine.
 os.environ["GROUPED_CONV_AUTOTUNE"] = "0"
@@ -49,6 +53,18 @@ def memory_format(layout: str) -> torch.memory_format:
 def poison() -> Callable[[], contextlib.AbstractContextManager[None]]:
     """``with poison():`` fills all memory that is allocated inside with NaN."""
     return poisoned
+
+
+@pytest.fixture
+def table_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Measured choices are obeyed, and kept in a directory of the test's own."""
+    directory = tmp_path / "tables"
+    with monkeypatch.context() as patch:
+        patch.setenv(measured.DIRECTORY_VARIABLE, str(directory))
+        patch.setenv(measured.SWITCH_VARIABLE, "1")
+        forget()
+        yield directory
+    forget()
 
 
 @pytest.fixture(scope="session")

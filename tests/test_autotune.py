@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import time
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from choice_tables import (
+    ATEN,
+    CPU,
+    NATIVE,
+    PROBLEM,
+    attributes,
+    explained,
+    forget,
+    table_of,
+    tensors,
+)
 from support import LAYOUTS
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -23,7 +31,9 @@ from grouped_conv import (
     GroupedConvBN2d,
     GroupedConvReLU2d,
     Workload,
+    _libraries,
     autotune,
+    configurations,
     explain,
     functional,
     grouped_conv2d,
@@ -32,51 +42,10 @@ from grouped_conv import (
     use_backend,
     workloads,
 )
+from grouped_conv.backends import Query
 from grouped_conv.problem import PASSES, ConvProblem
 
-pytestmark = pytest.mark.once
-
-CPU = torch.device("cpu")
-PROBLEM = ConvProblem(2, 16, 6, 5, 16, G=4, pad_h=1, pad_w=1)
-NATIVE, ATEN = {"native": 1.5, "aten": 2.5}, {"aten": 1.5, "native": 2.5}
-
-
-def forget() -> None:
-    measured.forget()
-    functional.forget()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A cache directory of the test's own."""
-    directory = tmp_path / "cache"
-    monkeypatch.setenv(measured.DIRECTORY_VARIABLE, str(directory))
-    monkeypatch.setenv(measured.SWITCH_VARIABLE, "1")
-    forget()
-    yield directory
-    monkeypatch.undo()
-    forget()
-
-
-def tensors(p: ConvProblem = PROBLEM) -> tuple[Tensor, Tensor]:
-    return torch.randn(p.input_size), torch.randn(p.weight_size)
-
-
-def attributes(p: ConvProblem = PROBLEM) -> tuple:
-    return p.stride, p.padding, p.dilation, p.G
-
-
-def explained(p: ConvProblem = PROBLEM, **keywords):
-    x, w = tensors(p)
-    return explain(x, w, None, *attributes(p), **keywords)
-
-
-def table_of(times: dict[str, float], *problems: ConvProblem, passes=PASSES) -> Path:
-    """Write a table by hand, as another process would have."""
-    rows = {Workload(p).key(name): times for p in problems or (PROBLEM,) for name in passes}
-    path = Path(measured.write(CPU, rows))
-    forget()
-    return path
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("table_directory")]
 
 
 class Operators(TorchDispatchMode):
@@ -112,7 +81,7 @@ THEIRS = (
 # Measuring.
 
 
-def test_measures_every_pass_and_remembers(cache: Path, layout: str):
+def test_measures_every_pass_and_remembers(table_directory: Path, layout: str):
     workload = Workload(PROBLEM, channels_last=layout == "nhwc")
     found = autotune([workload, workload], seconds=0.001)
     assert [m.pass_name for m in found] == list(PASSES)
@@ -127,18 +96,18 @@ def test_measures_every_pass_and_remembers(cache: Path, layout: str):
     before = explain(x, w, None, *attributes())
     assert before.backend == found[0].backend
     assert f"measured: {found[0].backend} " in before.passes["fprop"][2]
-    (path,) = cache.glob("*.json")
+    (path,) = table_directory.glob("*.json")
     assert str(path) in before.passes["fprop"][2]
     assert found[0].source == str(path)
     forget()  # as a new process
     assert explain(x, w, None, *attributes()) == before
 
 
-def test_later_measurements_are_added(cache: Path):
+def test_later_measurements_are_added(table_directory: Path):
     other = ConvProblem(1, 8, 5, 5, 8, G=2)
     autotune([Workload(PROBLEM)], passes=["fprop"], seconds=0.001)
     autotune([Workload(other)], passes=["wgrad"], seconds=0.001)
-    (path,) = cache.glob("*.json")
+    (path,) = table_directory.glob("*.json")
     rows = json.loads(path.read_text())["measured"]
     assert [(row["pass_name"], row["H"]) for row in rows] == [("fprop", 6), ("wgrad", 5)]
 
@@ -247,6 +216,77 @@ def test_a_model_is_tuned():
     assert "measured" in explain(x, layer.weight, None, 1, 1, 1, 4).passes["fprop"][2]
 
 
+# Configurations of native CUDA kernels.
+
+
+def cuda_query(pass_name: str, c_per_group: int, stride: int = 1, layout: str = "nhwc") -> Query:
+    c = 8 * c_per_group
+    p = ConvProblem(1, c, 9, 9, c, G=8, pad_h=1, pad_w=1, stride_h=stride, stride_w=stride)
+    return Query.of(pass_name, p, torch.float16, torch.device("cuda"), layout == "nhwc")
+
+
+def test_candidates(monkeypatch: pytest.MonkeyPatch):
+    two = cuda_query("dgrad", 16)
+    assert configurations.candidates(two, (4, 14, 14)) == []  # without the library
+    monkeypatch.setattr(_libraries, "cuda_absent_reason", lambda: None)
+    both = ["conv_c16_s1", "conv_c16_s1_narrow"]
+    assert configurations.candidates(two, (4, 14, 14)) == both
+    for other in (
+        cuda_query("wgrad", 16),
+        cuda_query("fprop", 8),
+        cuda_query("fprop", 16, stride=2),
+        cuda_query("fprop", 16, layout="nchw"),
+        two._replace(dtype=torch.float32),
+        two._replace(device="cpu"),
+    ):
+        assert configurations.candidates(other, (4, 14, 14)) == []
+    assert configurations.candidates(two, (0, 14, 14)) == []
+
+
+def test_a_preference_reaches_the_library(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+
+    class Library:
+        def __init__(self, path: str) -> None:
+            assert path.endswith("_cuda.so")
+
+        def grouped_conv_prefer(self, device: int, which: int, extents, name: bytes) -> None:
+            calls.append((device, which, list(extents), name))
+
+    monkeypatch.setattr("ctypes.CDLL", Library)
+    query = cuda_query("dgrad", 16, stride=2)
+    configurations.prefer(torch.device("cuda:3"), query, (4, 15, 14), "conv")
+    extents = [4, 128, 15, 14, 128, 3, 3, 8, 1, 1, 2, 2, 1, 1]
+    assert calls == [(3, 1, extents, b"conv")]
+
+
+def test_configurations_are_measured_and_the_fastest_is_preferred(monkeypatch: pytest.MonkeyPatch):
+    """With a library that waits in all configurations but one."""
+    preferred = [""]
+
+    def prefer(device, query, image, name: str) -> None:
+        assert (device, query, *image) == (CPU, *Workload(PROBLEM).key("fprop"))
+        preferred.append(name)
+
+    def wait(y: Tensor) -> Tensor:
+        time.sleep(0 if preferred[-1] == "quick" else 0.02)
+        return y
+
+    monkeypatch.setattr(configurations, "candidates", lambda *_: ["slow", "quick"])
+    monkeypatch.setattr(configurations, "prefer", prefer)
+    monkeypatch.setattr(tuning, "ours", Wrong(wait))
+    (m,) = autotune([Workload(PROBLEM)], passes=["fprop"], seconds=0.001)
+    assert set(m.configurations) == {"slow", "quick"}
+    assert m.configurations["quick"] < m.configurations["slow"]
+    assert m.microseconds["native"] == m.configurations["quick"]
+    behind = preferred[1:]
+    assert set(behind[behind.index("") + 1 :]) == {"quick"}
+    assert "native by quick" in str(explained())
+    forget()  # as a new process
+    assert "native by quick" in str(explained())
+    assert preferred[-1] == "quick"
+
+
 # Obeying.
 
 
@@ -260,7 +300,7 @@ def test_the_table_decides_who_runs(times: dict[str, float], expected: str):
     text = ", ".join(f"{name} {times[name]} us" for name in sorted(times, key=times.get))
     assert f"measured: {text} ({path})" in str(decision)
     if winner == "aten":
-        assert "slower" in dict(decision.refused)["native"]
+        assert "faster" in dict(decision.refused)["native"]
 
 
 def test_the_table_is_stronger_than_the_rule():
@@ -322,151 +362,6 @@ def test_batch_normalization_obeys():
         with Operators() as seen:
             pair(x)
         assert ("grouped_conv.fprop_stats.default" in seen.names) is expected
-
-
-# The file.
-
-
-def broken(change) -> str:
-    """A table of which something is wrong."""
-    path = table_of(ATEN)
-    content = json.loads(path.read_text())
-    change(content)
-    return json.dumps(content)
-
-
-def in_row(**values):
-    return lambda content: content["measured"][0].update(values)
-
-
-CORRUPT = {
-    "empty": lambda: "",
-    "cut": lambda: broken(lambda content: None)[:-20],
-    "binary": lambda: "\udcff",
-    "another kind": lambda: "[1, 2]",
-    "no rows": lambda: broken(lambda content: content.pop("measured")),
-    "a later format": lambda: broken(lambda content: content.update(format=2)),
-    "unknown pass": lambda: broken(in_row(pass_name="zgrad")),
-    "unknown dtype": lambda: broken(in_row(dtype="int8")),
-    "unknown layout": lambda: broken(in_row(channels_last="no")),
-    "unknown backend": lambda: broken(in_row(microseconds={"cudnn": 1.0})),
-    "unknown device": lambda: broken(in_row(device="meta")),
-    "no times": lambda: broken(in_row(microseconds={})),
-    "times not by name": lambda: broken(in_row(microseconds=[1.0])),
-    "a time that is no number": lambda: broken(in_row(microseconds={"aten": "fast"})),
-    "NaN": lambda: broken(in_row(microseconds={"aten": float("nan")})),
-    "a negative time": lambda: broken(in_row(microseconds={"aten": -1.0})),
-    "a negative extent": lambda: broken(in_row(N=-2)),
-    "an extent that is no integer": lambda: broken(in_row(W=5.0)),
-    "three strides": lambda: broken(in_row(stride=[1, 1, 1])),
-}
-
-
-@pytest.mark.parametrize("name", CORRUPT)
-def test_a_corrupt_file_is_ignored_and_replaced(name: str):
-    text = CORRUPT[name]()
-    path = table_of(ATEN)
-    path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    forget()
-    with pytest.warns(UserWarning, match="is ignored: it"):
-        decision = explained()
-    assert decision.backend == "native"
-    assert "measured" not in str(decision)
-    with pytest.warns(UserWarning, match="is ignored: it"):
-        table_of(ATEN)
-    assert explained().backend == "aten"
-
-
-@pytest.mark.parametrize(
-    ("fact", "value"), [("torch", "2.0.0"), ("grouped_conv", "0.0.1"), ("device", "abacus")]
-)
-def test_a_foreign_file_is_ignored(fact: str, value: str):
-    path = table_of(ATEN)
-    content = json.loads(path.read_text())
-    content["made_for"][fact] = value
-    path.write_text(json.dumps(content))
-    forget()
-    with pytest.warns(UserWarning, match=f"made for .*{value}"):
-        assert explained().backend == "native"
-
-
-def test_each_version_and_setting_has_its_file(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    one = table_of(ATEN)
-    monkeypatch.setattr(torch, "__version__", "9.9.9")
-    assert explained().backend == "native"
-    forget()
-    two = table_of(NATIVE)
-    assert {one, two} == set(cache.glob("*.json"))
-    assert "torch-9.9.9" in two.name
-    assert "torch-9.9.9" not in one.name
-
-
-def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv(measured.DIRECTORY_VARIABLE, str(tmp_path / "file" / "below"))
-    with pytest.warns(UserWarning, match="in this process only"):
-        (m,) = autotune([Workload(PROBLEM)], passes=["fprop"], seconds=0.001)
-    assert m.source == "this process"
-    assert "(this process)" in explained().passes["fprop"][2]
-
-
-def test_a_write_that_fails_leaves_the_file(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    path = table_of(ATEN)
-    text = path.read_text()
-
-    def fail(*_) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.warns(UserWarning, match="no space left"):
-        measured.write(CPU, {Workload(PROBLEM).key("fprop"): NATIVE})
-    assert path.read_text() == text
-    assert {p.suffix for p in cache.iterdir()} == {".json", ".lock"}
-
-
-def _writer(number: int) -> None:
-    for i in range(10):
-        problem = ConvProblem(1 + number, 16, 6, 6 + i, 16, G=4)
-        measured.write(CPU, {Workload(problem).key("fprop"): NATIVE})
-
-
-def test_many_processes_write_at_once(cache: Path):
-    context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=_writer, args=(number,)) for number in range(4)]
-    for writer in writers:
-        writer.start()
-    seen = 0
-    deadline = time.monotonic() + 60
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # as a file would be that is read half written
-        while any(writer.is_alive() for writer in writers) and time.monotonic() < deadline:
-            measured.forget()
-            found = len(measured.table(CPU).entries)
-            assert found >= seen
-            seen = found
-    for writer in writers:
-        writer.join(60)
-        assert writer.exitcode == 0
-    measured.forget()
-    assert len(measured.table(CPU).entries) == 40
-    assert {p.suffix for p in cache.iterdir()} == {".json", ".lock"}
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({measured.DIRECTORY_VARIABLE: "/a", "XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/a"),
-        ({"XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/b/grouped_conv"),
-        ({"XDG_CACHE_HOME": "b", "HOME": "/c"}, "/c/.cache/grouped_conv"),
-        ({"HOME": "/c"}, "/c/.cache/grouped_conv"),
-    ],
-)
-def test_directory(environment: dict, expected: str, monkeypatch: pytest.MonkeyPatch):
-    for name in (measured.DIRECTORY_VARIABLE, "XDG_CACHE_HOME", "HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert measured.directory() == Path(expected)
 
 
 # Graphs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import emulator
 import pytest
@@ -11,7 +12,17 @@ import torch.nn.functional as F
 from support import short
 from torch import Tensor
 
-from grouped_conv import GroupedConv2d, _libraries, explain, functional, use_backend
+from grouped_conv import (
+    GroupedConv2d,
+    Workload,
+    _libraries,
+    autotune,
+    configurations,
+    explain,
+    functional,
+    measured,
+    use_backend,
+)
 from grouped_conv.backends import native
 from grouped_conv.bench.problems import resolve
 from grouped_conv.problem import PASSES, ConvProblem, Pass
@@ -70,7 +81,8 @@ def sized(n: int, c_per_group: int, h: int, w: int, stride: int, *pads: int) -> 
     return ConvProblem(n, c, h, w, c, 3, 3, c // c_per_group, pad_h, pad_w, stride, stride)
 
 
-SHAPES = [(9, 7, 7), (3, 14, 14), (2, 33, 56), (1, 4, 131), (17, 1, 1), (1, 2, 3)]
+SMALL_SHAPES = [(9, 7, 7), (3, 14, 14), (17, 1, 1), (1, 2, 3)]
+SHAPES = [*SMALL_SHAPES, (2, 33, 56), (1, 4, 131)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
@@ -317,6 +329,74 @@ def test_explain_names_the_kernel():
         decision = explain(x, w, None, 1, 1, 1, 32)
     for name, (backend, kernel, _) in decision.passes.items():
         assert (backend, kernel) == ("native", f"{name}_rowstream_float16_cuda")
+
+
+@pytest.mark.parametrize("with_residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("c_per_group", native._ROWSTREAM_CHANNELS)
+def test_epilogue(c_per_group: int, stride: int, with_residual: bool):
+    """On the float sums: one rounding, of the result."""
+    for n, h, w in SMALL_SHAPES:
+        p = sized(n, c_per_group, h, w, stride)
+        o = operands(p, torch.float16, bias=True)
+        x, residual = (t.cuda().contiguous(memory_format=CHANNELS_LAST) for t in (o.x, o.y))
+        factors = torch.randn(2, p.K)
+        found = OPS.fprop_affine(
+            *(x, o.w.cuda(), o.bias.cuda(), *factors.cuda(), residual if with_residual else None),
+            *(True, p.stride, p.padding, p.dilation, p.G),
+        )
+        scale, shift = factors.double()[:, :, None, None]
+        added = o.y.double() * with_residual
+        exact = (emulator.exact("fprop", p, o) * scale + shift + added).relu()
+        size = emulator.magnitude("fprop", p, o) * scale.abs() + shift.abs() + added.abs()
+        bound = 2.0**-11 * exact + 2.0**-18 * size + 1e-7
+        assert bool(((found.cpu().double() - exact).abs() <= bound).all()), str(p)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("c_per_group", native._ROWSTREAM_CHANNELS)
+def test_statistics(c_per_group: int, stride: int):
+    """Of what was written, with means larger than the deviations."""
+    for n, h, w in SMALL_SHAPES:
+        p = sized(n, c_per_group, h, w, stride)
+        o = operands(p, torch.float16, bias=True)
+        x = o.x.cuda().contiguous(memory_format=CHANNELS_LAST)
+        call = (x, o.w.cuda(), 40 * o.bias.cuda(), p.stride, p.padding, p.dilation, p.G)
+        y, total, squares = OPS.fprop_stats(*call)
+        assert torch.equal(y, OPS.fprop(*call))
+        wide = y.double()
+        deviations = (wide - wide.mean((0, 2, 3), keepdim=True)).square().sum((0, 2, 3))
+        size = wide.abs().sum((0, 2, 3))
+        assert bool(((total - wide.sum((0, 2, 3))).abs() <= 2.0**-18 * size).all()), str(p)
+        assert bool(((squares - deviations).abs() <= 2.0**-16 * deviations + 1e-6).all()), str(p)
+
+
+def test_autotune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every configuration is measured, and each gives the same bits when it is preferred."""
+    monkeypatch.setenv(measured.DIRECTORY_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(measured.SWITCH_VARIABLE, "1")
+    measured.forget()
+    p = sized(4, 16, 14, 14, 1)
+    x, w, y = on_gpu(p, torch.float16)
+    workload = Workload(p, torch.float16, True, x.device)
+    for m in autotune([workload], seconds=0.01):
+        assert {"native", "aten"} <= set(m.microseconds), str(m)
+        both = {"conv_c16_s1", "conv_c16_s1_narrow"} if m.pass_name != "wgrad" else set()
+        assert set(m.configurations) == both
+    assert "measured" in str(explain(x, w, None, p.stride, p.padding, p.dilation, p.G))
+    results = []
+    for name in ("", "conv_c16_s1", "conv_c16_s1_narrow"):
+        for pass_name in ("fprop", "dgrad"):
+            query, *image = workload.key(pass_name)
+            configurations.prefer(x.device, query, image, name)
+        results.append(passes_of(p, x, w, y)())
+    for others in results[1:]:
+        for ours, others_result in zip(results[0], others, strict=True):
+            assert torch.equal(ours, others_result)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), pytest.raises(RuntimeError, match="a CUDA graph is captured"):
+        autotune([workload])
+    measured.forget()
 
 
 def test_training_step():

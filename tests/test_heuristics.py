@@ -121,6 +121,18 @@ def test_every_layer_of_resnext_has_a_plan_with_a_tail(tail: str):
     assert others == (set() if tail == "epilogue" else narrow)
 
 
+@pytest.mark.parametrize("pass_name", ["fprop", "dgrad"])
+def test_a_preferred_configuration_is_taken_where_it_computes_the_pass(pass_name: Pass):
+    p = extents(ConvProblem(64, 512, 14, 14, 512, 3, 3, 32, 1, 1))
+    for name in ("conv_c16_s1", "conv_c16_s1_narrow"):
+        assert _C.plan_fast(pass_name, p, H100, preferred=name)["name"] == name
+    chosen = _C.plan_fast(pass_name, p, H100)["name"]
+    for name in ("conv_c32_s1", "dgrad_c16_s2", "nchw_conv_c16_s1", "nonsense"):
+        assert _C.plan_fast(pass_name, p, H100, preferred=name)["name"] == chosen
+    with_tail = _C.plan_fast("fprop", p, H100, tail="statistics", preferred="conv_c16_s1")
+    assert with_tail["name"] == "conv_c16_s1_narrow"
+
+
 def test_a_tail_of_what_has_none_is_an_error():
     p = extents(ConvProblem(2, 32, 9, 9, 32, 3, 3, 8, 1, 1))
     for pass_name, channels_last in (("dgrad", True), ("wgrad", True), ("fprop", False)):

@@ -324,6 +324,23 @@ def unnoticed_faults(kernel: Any, c_per_group: int, stride: int) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize("pass_name", ["fprop", "dgrad"])
+@pytest.mark.parametrize("c_per_group", [16, 32])
+def test_every_configuration_gives_the_same_bits(pass_name: str, c_per_group: int):
+    """So that which one was measured to be faster changes no result."""
+    p = problem(c_per_group, 1, 5, 6, 9, (1, 1), 1, 1)
+    operands = emulator.Operands.random(p, torch.float16, bias=pass_name == "fprop")
+    able = [
+        kernel
+        for kernel in emulator.kernels(pass_name)
+        if kernel.dtype == "float16" and not kernel.refusal(emulator.extents(p))
+    ]
+    assert len(able) == 2
+    first, second = (emulator.run(kernel, p, operands, sm_count=3) for kernel in able)
+    assert not first.faults + second.faults
+    assert torch.equal(first.output, second.output)
+
+
 # One row of each pass: layers of 4, 8 and 16 channels per group.
 UNIT_STRIDE = [layer for layer in network("resnext50") if layer.stride == 1]
 COUNTED = [Row(layer, name, 64) for layer, name in zip(UNIT_STRIDE, PASSES, strict=False)]

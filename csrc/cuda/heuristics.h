@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
+#include <string_view>
 
 #include "cuda/configs.h"
 #include "cuda/launch.h"
@@ -119,10 +120,25 @@ struct FastPlan {
   TiledWgradPlan tiled_wgrad;
 };
 
+// The plan of fprop or dgrad by the configuration of a name, or where there is none that computes
+// the pass with the tail, by the one that is expected to be fastest.
+inline RowstreamPlan plan_rowstream_preferring(std::string_view name, Pass pass,
+                                               const ConvProblem& p, int sm_count, Tail tail) {
+  for (int i = 0; i < kRowstreamConfigCount; ++i) {
+    const RowstreamConfig& config = kRowstreamConfigs[i];
+    if (name == config.name && rowstream_supports(config, pass, p) && rowstream_has(config, tail)) {
+      return plan_rowstream(i, pass, p, sm_count);
+    }
+  }
+  return plan_rowstream(pass, p, sm_count, tail);
+}
+
 // The plan of a pass that rowstream_refusal does not refuse: of the weight gradient's kernels the
-// only one that computes it, of the others the one that is expected to be fastest.
+// only one that computes it, of the others the one that is expected to be fastest; for NHWC the one
+// that is preferred, if it computes the pass.
 inline FastPlan plan_fast(Pass pass, const ConvProblem& p, const DeviceTraits& device,
-                          Layout layout = Layout::kChannelsLast, Tail tail = Tail::kNone) {
+                          Layout layout = Layout::kChannelsLast, Tail tail = Tail::kNone,
+                          std::string_view preferred = {}) {
   FastPlan plan{};
   if (layout == Layout::kPlanar && pass == Pass::kWgrad) {
     plan.family = Family::kNchw;
@@ -152,7 +168,7 @@ inline FastPlan plan_fast(Pass pass, const ConvProblem& p, const DeviceTraits& d
     plan.threads = config.threads();
     plan.shared_bytes = config.shared_bytes();
   } else {
-    plan.rowstream = plan_rowstream(pass, p, device.sm_count, tail);
+    plan.rowstream = plan_rowstream_preferring(preferred, pass, p, device.sm_count, tail);
     if (tail == Tail::kStatistics) {
       plan.workspace_bytes = statistics_bytes(statistics_rows_of(plan.rowstream), p.K);
     }

@@ -10,11 +10,13 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
+#include <string>
 #include <tuple>
 
 #include "checks.h"
 #include "cuda/heuristics.h"
 #include "cuda/launch.h"
+#include "cuda/preferences.h"
 #include "cuda/rowstream_launch.h"
 
 namespace grouped_conv::cuda {
@@ -81,6 +83,11 @@ const void* data_or_null(const std::optional<Tensor>& t) {
   return t.has_value() ? t->const_data_ptr() : nullptr;
 }
 
+Preferences& preferences() {
+  static Preferences all;
+  return all;
+}
+
 // Compute the one of x, w and y that the pass writes; and of fprop the epilogue, or the statistics.
 void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y, bool allow_tf32,
          const std::optional<Tensor>& bias = std::nullopt, const Epilogue& epilogue = {},
@@ -135,7 +142,8 @@ void run(Pass pass, const ConvProblem& problem, Tensor x, Tensor w, Tensor y, bo
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&traits.sm_count, cudaDevAttrMultiProcessorCount, device));
   const FastPlan plan =
       tiled ? plan_fast_tiled(pass, problem, tiled_math(dtype, allow_tf32), traits, layout)
-            : plan_fast(pass, problem, traits, layout, tail_of(args));
+            : plan_fast(pass, problem, traits, layout, tail_of(args),
+                        preferences().get(device, pass, problem));
   // The allocator hands memory out again in the order of the stream: freeing it here is safe.
   std::optional<Tensor> workspace;
   if (plan.workspace_bytes > 0) {
@@ -218,6 +226,18 @@ Tensor wgrad(const Tensor& grad_output, const Tensor& input, IntList weight_size
 
 }  // namespace
 }  // namespace grouped_conv::cuda
+
+// For grouped_conv/backends/native.py, through ctypes: from now on a configuration computes a pass
+// (0 fprop, 1 dgrad, 2 wgrad) of a problem (extents in the order of ConvProblem::make) on a device,
+// if it can; an empty name leaves it to the heuristics.
+extern "C" __attribute__((visibility("default"))) void grouped_conv_prefer(int device, int pass,
+                                                                           const int64_t* e,
+                                                                           const char* name) {
+  using grouped_conv::ConvProblem;
+  const ConvProblem p = ConvProblem::make(e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7], e[8],
+                                          e[9], e[10], e[11], e[12], e[13]);
+  grouped_conv::cuda::preferences().set(device, grouped_conv::Pass(pass), p, name);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(grouped_conv, CUDA, m) {
   m.impl("fprop", TORCH_BOX(&grouped_conv::cuda::fprop));
