@@ -55,7 +55,7 @@ class Config(NamedTuple):
         }
 
 
-_CONV_TF32 = (Config(64, 2, 3), Config(64, 2, 4), Config(128, 4, 3))
+_CONV_TF32 = (Config(32, 2, 3), Config(32, 2, 4), Config(64, 4, 3))
 _CONV_IEEE = (Config(64, 2, 3), Config(64, 4, 3))
 
 SPACE: dict[tuple[Pass, str], tuple[Config, ...]] = {
@@ -63,16 +63,15 @@ SPACE: dict[tuple[Pass, str], tuple[Config, ...]] = {
         Config(64, 2, 3),
         Config(64, 2, 4),
         Config(128, 4, 3),
-        Config(128, 4, 4),
     ),
     ("fprop", "tf32"): _CONV_TF32,
     ("fprop", "ieee"): _CONV_IEEE,
     ("dgrad", "16-bit"): (Config(64, 2, 3), Config(64, 2, 4)),
     ("dgrad", "tf32"): _CONV_TF32,
     ("dgrad", "ieee"): _CONV_IEEE,
-    ("wgrad", "16-bit"): (Config(64, 4, 2), Config(64, 4, 3)),
+    ("wgrad", "16-bit"): (Config(32, 4, 2), Config(32, 4, 3)),
     ("wgrad", "tf32"): (Config(32, 4, 2),),
-    ("wgrad", "ieee"): (Config(32, 4, 2),),
+    ("wgrad", "ieee"): (Config(32, 8, 2),),
 }
 """What tuning chooses from, by pass and precision, the default first: what spills no registers, in
 any layout and with any number of channels."""
@@ -89,19 +88,22 @@ class Blocking(NamedTuple):
     def of(cls, pass_name: Pass, c_per_group: int, k_per_group: int, precision: str) -> Blocking:
         """The blocking of a pass; in dgrad, block_c counts channels of dy."""
         groups = max(1, _MINIMUM_EXTENT // max(c_per_group, k_per_group))
-        # wgrad keeps three tiles of sums, and float32 on FMA units keeps operands in registers.
-        most = 64 if pass_name != "wgrad" and precision == "16-bit" else 32
+        # The registers of a thread are the bound: they hold a tile of sums in float32, three tiles
+        # in wgrad, and where products are on FMA units the operands, too.
+        most_read = 64 if pass_name != "wgrad" and precision == "16-bit" else 32
+        most_written = 32
         if precision == "ieee":
-            most = 16
-        read, written = c_per_group, k_per_group
+            most_read = most_written = 16
+        read, written = groups * c_per_group, groups * k_per_group
         if pass_name == "dgrad":
             read, written = written, read
 
-        def block(channels: int) -> int:
-            wanted = max(_MINIMUM_EXTENT, 1 << (groups * channels - 1).bit_length())
-            return min(wanted, most)
+        def block(channels: int, most: int) -> int:
+            """The largest that is full, or the least."""
+            sizes = (size for size in (64, 32) if size <= most and channels % size == 0)
+            return next(sizes, _MINIMUM_EXTENT)
 
-        return cls(groups, block(read), block(written))
+        return cls(groups, block(read, most_read), block(written, most_written))
 
     def slabs(self, groups: int) -> int:
         return -(-groups // self.groups_per_slab)
@@ -216,14 +218,8 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if conv.fp32_precision == "tf32" else "ieee"
 
 
-OPTIONS = {
-    # Stated, because the default differs between versions of Triton.
-    "enable_fp_fusion": True,
-    # ptxas is to take the registers that a kernel needs. By default it rounds them down where that
-    # lets one more program run beside the others, and spills a few.
-    "ptx_options": "--register-usage-level=0",
-}
-"""How all kernels are compiled."""
+COMPILED = {"enable_fp_fusion": True}
+"""How all kernels are compiled; stated, because the default differs between versions of Triton."""
 
 
 class Launch(NamedTuple):
@@ -242,7 +238,7 @@ class Launch(NamedTuple):
         """Launch the default configuration, or the one that a tuner finds."""
         options = self.options if tuner is None else {}
         function = kernel_function(self.kernel) if tuner is None else tuner
-        function[self.grid](*self.arguments, **self.constants, **options, **OPTIONS)
+        function[self.grid](*self.arguments, **self.constants, **options, **COMPILED)
 
 
 def _rows(p: ConvProblem, pass_name: Pass) -> tuple[int, int]:
