@@ -19,7 +19,8 @@ namespace {
 const std::vector<EmulatedKernel>& kernels() {
   static const std::vector<EmulatedKernel> all = [] {
     std::vector<EmulatedKernel> list = conv_kernels();
-    for (std::vector<EmulatedKernel> more : {wgrad_kernels(), nchw_kernels(), nchw_wgrad_kernels()}) {
+    for (std::vector<EmulatedKernel> more :
+         {wgrad_kernels(), nchw_kernels(), nchw_wgrad_kernels()}) {
       std::move(more.begin(), more.end(), std::back_inserter(list));
     }
     return list;
