@@ -103,8 +103,8 @@ constexpr bool cut_wgrad_bands(NchwWgradPlan& plan, const ConvProblem& p, int ro
   return plan.shared_bytes() <= config.most_shared_bytes();
 }
 
-// As many images side by side as fit as a whole; else bands of a few rows, which begin at a sector
-// where they can.
+// As many images side by side as fit as a whole; else bands of rows, eight of them if they fit,
+// which are whole sectors of an even width.
 constexpr void cut_wgrad_tiles(NchwWgradPlan& plan, const ConvProblem& p) {
   constexpr int kMostWholeRows = 16;
   constexpr int kMostRows = 8, kLeastRows = 4;

@@ -28,7 +28,7 @@ class NchwWgradSlab {
 
   GC_DEVICE explicit NchwWgradSlab(int channel_warp) : plane_(channel_warp) {}
 
-  // The lane's channels of x and of dy.
+  // The lane's channel of dy, which is that of x as well; in NchwWgradSquare the first of several.
   GC_DEVICE int dy_channel() const { return plane_ * 8 + device::lane_index() / 4; }
 
   // Adds a step: dy[i] has the lane's pixels of the i-th row before the step's. With kExact only
