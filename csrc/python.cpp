@@ -198,9 +198,13 @@ py::dict plan_tiled(const std::string& pass, const std::vector<int64_t>& extents
     throw std::invalid_argument("the tiled kernels do not take this problem");
   }
   if (sm_count < 1) throw std::invalid_argument("expected a positive number of multiprocessors");
-  return as_dict(cuda::plan_fast_tiled(kPasses.at(pass), problem,
-                                       cuda::tiled_math(type, allow_tf32), {sm_count},
-                                       layout_of(channels_last)));
+  const cuda::FastPlan plan =
+      cuda::plan_fast_tiled(kPasses.at(pass), problem, cuda::tiled_math(type, allow_tf32),
+                            {sm_count}, layout_of(channels_last));
+  py::dict dict = as_dict(plan);
+  dict["chunks"] = plan.tiled.chunks;
+  dict["tile_channels"] = plan.tiled.tile_channels;
+  return dict;
 }
 
 py::dict plan_fast(const std::string& pass, const std::vector<int64_t>& extents, int sm_count,

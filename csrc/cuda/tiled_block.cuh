@@ -93,14 +93,20 @@ struct TiledBlock {
 
 inline constexpr int kNoRow = -(1 << 29);  // that no tap brings into an image
 
-// A row of the tile: what its first tap meets, and where its output lies, in elements.
-struct TiledRow {
-  int64_t input, output;  // output: -1 where there is none
+// What the first tap of a row of the tile meets: which row and column, and its element.
+struct RowInput {
+  int64_t offset;
   int h, w;
+};
+
+// A row of the tile.
+struct TiledRow {
+  RowInput input;
+  int64_t output;  // its element; -1: none
 
   template <class Traits>
   GC_DEVICE static TiledRow of(const TiledArgs& args, const TiledBlock& block, int row, Traits) {
-    TiledRow result{0, -1, kNoRow, kNoRow};
+    TiledRow result{{0, kNoRow, kNoRow}, -1};
     const int group = block.group + row / Traits::kPixels;
     const int64_t image = block.first_pixel / args.image.divisor;
     const int first = int(block.first_pixel - image * args.image.divisor);
@@ -110,11 +116,12 @@ struct TiledRow {
     const int index = first + pixel - images * args.image.divisor;
     const int i = divide(args.columns, index), j = index - i * args.columns.divisor;
     const int64_t n = image + images;
-    result.h = i * args.h.step + block.taps_h.origin;
-    result.w = j * args.w.step + block.taps_w.origin;
+    RowInput& input = result.input;
+    input.h = i * args.h.step + block.taps_h.origin;
+    input.w = j * args.w.step + block.taps_w.origin;
     const int64_t (&from)[4] = args.input_strides;
-    result.input = n * from[0] + int64_t(group) * args.in_channels * from[1] + result.h * from[2] +
-                   result.w * from[3];
+    input.offset = n * from[0] + int64_t(group) * args.in_channels * from[1] + input.h * from[2] +
+                   input.w * from[3];
     const int out_h = i * args.h.phases + block.phase_h, out_w = j * args.w.phases + block.phase_w;
     if (out_h >= args.h.output || out_w >= args.w.output) return result;
     const int64_t (&to)[4] = args.output_strides;
@@ -124,23 +131,27 @@ struct TiledRow {
   }
 };
 
+// Rows in a table in shared memory, such that lanes that read one of each of four groups, 32 rows
+// apart, meet different banks.
+GC_DEVICE uint32_t place_of_row(int row) { return uint32_t(row ^ row >> 5); }
+
 GC_DEVICE void put_row(uint32_t table, int row, const TiledRow& value) {
-  const uint64_t input = uint64_t(value.input), output = uint64_t(value.output);
-  device::store_shared_16(table + uint32_t(16 * row), {{uint32_t(input), uint32_t(input >> 32),
-                                                        uint32_t(value.h), uint32_t(value.w)}});
-  device::store_shared_8(table + uint32_t(kTiledRows * 16 + 8 * row),
+  const uint64_t input = uint64_t(value.input.offset), output = uint64_t(value.output);
+  const uint32_t place = place_of_row(row);
+  device::store_shared_16(table + 16 * place, {{uint32_t(input), uint32_t(input >> 32),
+                                                uint32_t(value.input.h), uint32_t(value.input.w)}});
+  device::store_shared_8(table + kTiledRows * 16 + 8 * place,
                          {{uint32_t(output), uint32_t(output >> 32)}});
 }
 
 GC_DEVICE int64_t output_of_row(uint32_t table, int row) {
-  const device::Bytes8 v = device::load_shared_8(table + uint32_t(kTiledRows * 16 + 8 * row));
+  const device::Bytes8 v = device::load_shared_8(table + kTiledRows * 16 + 8 * place_of_row(row));
   return int64_t(uint64_t(v.word[1]) << 32 | v.word[0]);
 }
 
-GC_DEVICE TiledRow row_of(uint32_t table, int row) {
-  const device::Bytes16 v = device::load_shared_16(table + uint32_t(16 * row));
-  return {int64_t(uint64_t(v.word[1]) << 32 | v.word[0]), output_of_row(table, row), int(v.word[2]),
-          int(v.word[3])};
+GC_DEVICE RowInput input_of_row(uint32_t table, int row) {
+  const device::Bytes16 v = device::load_shared_16(table + 16 * place_of_row(row));
+  return {int64_t(uint64_t(v.word[1]) << 32 | v.word[0]), int(v.word[2]), int(v.word[3])};
 }
 
 // Goes through the units of the block's taps: where the input of a row's first tap has to go to

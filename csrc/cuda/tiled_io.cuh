@@ -72,8 +72,8 @@ class TiledCopies {
         device::thread_index() % Traits::kGroups * Traits::kPixels + index / kChunkUnits;
     GC_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      const TiledRow row = row_of(table, first + i * kRowStep);
-      source_[i] = static_cast<const char*>(args.input) + row.input * Traits::kElementBytes;
+      const RowInput row = input_of_row(table, first + i * kRowStep);
+      source_[i] = static_cast<const char*>(args.input) + row.offset * Traits::kElementBytes;
       h_[i] = row.h;
       w_[i] = row.w;
     }
@@ -120,8 +120,8 @@ class TiledGather {
  public:
   GC_DEVICE TiledGather(const TiledArgs& args, const TiledBlock& block, uint32_t table)
       : args_(args), cursor_(args, block), step_(args.input_strides[1] * Traits::kElementBytes) {
-    const TiledRow row = row_of(table, device::thread_index());
-    source_ = static_cast<const char*>(args.input) + row.input * Traits::kElementBytes;
+    const RowInput row = input_of_row(table, device::thread_index());
+    source_ = static_cast<const char*>(args.input) + row.offset * Traits::kElementBytes;
     h_ = row.h;
     w_ = row.w;
   }

@@ -41,7 +41,7 @@ GC_DEVICE float load_factor(const void* data, int64_t index) {
 // A sum by the definition of the convolution, over the taps that exist: the padding, which the tile
 // has as zeros, is not multiplied. On FMA units a finite one has the bits that it would have there.
 template <class Traits>
-GC_DEVICE float tiled_exact_sum(const TiledArgs& args, const TiledBlock& block, const TiledRow& row,
+GC_DEVICE float tiled_exact_sum(const TiledArgs& args, const TiledBlock& block, const RowInput& row,
                                 int group, int channel) {
   const TiledWeight& order = args.order;
   const int64_t weights = group * order.by_group + channel * order.by_out;
@@ -54,7 +54,7 @@ GC_DEVICE float tiled_exact_sum(const TiledArgs& args, const TiledBlock& block, 
         uint32_t(row.w + by_w) >= uint32_t(args.w.input)) {
       continue;
     }
-    const int64_t input = row.input + by_h * args.input_strides[2] + by_w * args.input_strides[3];
+    const int64_t input = row.offset + by_h * args.input_strides[2] + by_w * args.input_strides[3];
     const int r = block.taps_h.first + tap_h * args.h.tap_step;
     const int s = block.taps_w.first + tap_w * args.w.tap_step;
     GC_NO_UNROLL
@@ -73,13 +73,14 @@ template <class Traits>
 GC_DEVICE void recompute_nonfinite_sums(const TiledArgs& args, const TiledBlock& block,
                                         uint32_t table, uint32_t tile) {
   const int index = device::thread_index();
-  const TiledRow row = row_of(table, index);
+  const RowInput row = input_of_row(table, index);
+  const bool has_output = output_of_row(table, index) >= 0;
   const int first = block.channel_tile * args.tile_channels;
   GC_NO_UNROLL
   for (int n = 0; n < args.tile_channels; ++n) {
     const uint32_t address = tile + uint32_t(4 * (index * Traits::kPitch + n));
     const uint32_t exponent = device::load_shared_4(address) & 0x7f800000u;
-    if (exponent != 0x7f800000u || row.output < 0 || first + n >= args.out_channels) continue;
+    if (exponent != 0x7f800000u || !has_output || first + n >= args.out_channels) continue;
     device::store_shared_4(
         address, device::bits_of(tiled_exact_sum<Traits>(
                      args, block, row, block.group + index / Traits::kPixels, first + n)));
