@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import emulator
+import numpy as np
 import pytest
 import torch
 from emulator import Operands
@@ -138,3 +139,44 @@ def test_planted_faults_are_noticed(config: str, how: str, planar: bool):
         for (kind, where, _), unnoticed in missed.items()
         if unnoticed
     ] == []
+
+
+def test_sums_in_float32_are_as_accurate_as_those_of_pytorch():
+    """Even those of one block."""
+    p = ConvProblem(8, 16, 28, 28, 16, 3, 3, 2, 1, 1)
+    operands = Operands.random(p, torch.float32, bias=False)
+    exact = emulator.exact("wgrad", p, operands)
+    (kernel, *_) = variants("144x32", "float32", p)
+    ours = emulator.run(kernel, p, operands, sm_count=1, detect=False, count=False).output
+    geometry = (p.stride, p.padding, p.dilation, False, (0, 0), p.G)
+    theirs = torch.ops.aten.convolution_backward(
+        operands.y, operands.x, operands.w, None, *geometry, (False, True, False)
+    )[1]
+    errors = [float((t.double() - exact).square().mean()) for t in (ours, theirs)]
+    assert errors[0] ** 0.5 <= 1.5 * errors[1] ** 0.5
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_tensors_beyond_two_to_the_31(planar: bool):
+    """Three images of nearly 2 GiB, of which the filter meets a few pixels."""
+    p = ConvProblem(3, 8, 11000, 11000, 8, 1, 1, 1, stride_h=5500, stride_w=5500)
+    kernel = variants("48x8", "float16", p)[-1 if planar else 0]
+    assert kernel.planar == planar
+    rng = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(3, 8, 2, 2, generator=rng).half() for _ in range(2))
+    session = kernel.session(emulator.extents(p))
+    image = np.arange(3)[:, None, None, None] * p.C * p.H * p.W
+    row, column = (np.arange(2) * 5500 for _ in range(2))
+    channel = np.arange(8)[None, :, None, None]
+    pixel = row[:, None] * p.W + column
+    at = image + (channel * p.H * p.W + pixel if planar else pixel * p.C + channel)
+    memory = session.x.view(np.uint16)
+    memory[at.reshape(-1)] = x.reshape(-1).view(torch.int16).numpy().view(np.uint16)
+    ordered = y if planar else y.permute(0, 2, 3, 1)
+    session.y.view(np.uint16)[:] = ordered.reshape(-1).view(torch.int16).numpy().view(np.uint16)
+    launches = session.run()
+    assert not any(launch.text for launch in launches)
+    assert session.complete
+    found = torch.from_numpy(session.w.view(np.int16)).view(torch.float16).reshape(8, 8)
+    expected = torch.einsum("nkpq,ncpq->kc", y.double(), x.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)

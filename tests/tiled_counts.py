@@ -1,6 +1,6 @@
 """Counts of the tiled CUDA kernels, from the emulator, as ``cuda_counts.py`` has the others.
 
-    python tests/tiled_counts.py > docs/cuda-counts-tiled.md
+python tests/tiled_counts.py > docs/cuda-counts-tiled.md
 """
 
 from __future__ import annotations

@@ -178,8 +178,8 @@ inline TiledPlan plan_tiled(Pass pass, const ConvProblem& p, TiledMath math, boo
   return best;
 }
 
-// Why the tiled kernels do not compute fprop or dgrad; nullptr: they do. What does not depend on the batch
-// and the image is mirrored in backends/native.py.
+// Why the tiled kernels do not compute fprop or dgrad; nullptr: they do. What does not depend on
+// the batch and the image is mirrored in backends/native.py.
 inline const char* tiled_refusal(Pass pass, const ConvProblem& p, DType dtype) {
   if (dtype == DType::kFloat64) return "the tiled kernels do not compute in float64";
   if (p.N == 0 || p.H == 0 || p.W == 0 || p.P == 0 || p.Q == 0) {
