@@ -63,6 +63,8 @@ def variants(config: str, how: str, p: ConvProblem) -> list[Any]:
 @pytest.mark.parametrize(("config", "how"), KERNELS)
 def test_shapes(config: str, how: str):
     for i, p in enumerate(PROBLEMS):
+        if how == "bfloat16" and i % 4:
+            continue  # which differs from float16 in conversions alone
         operands = Operands.random(p, element_type(how), bias=False, seed=i)
         for j, kernel in enumerate(variants(config, how, p)):
             outcome = emulator.run(
@@ -80,7 +82,7 @@ def test_shapes(config: str, how: str):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_schedule_and_layout_gives_the_same_bits(config: str):
-    p = ConvProblem(3, 40, 9, 8, 24, 3, 3, 1, 1, 1)
+    p = ConvProblem(2, 40, 7, 8, 24, 3, 2, 1, 1, 1)
     for how in ("float16", "tf32", "float32"):
         operands = Operands.random(p, element_type(how), bias=False)
         outcomes = [
@@ -113,14 +115,14 @@ def test_non_finite_values_stay_where_they_belong(config: str, how: str, value: 
 def test_planted_faults_are_noticed(config: str, how: str, planar: bool):
     """One fault at each call of a leaf in the kernels' source: a report or a wrong result."""
     # Several stages of one block, the last one and the tiles partly filled; then many splits.
-    p = ConvProblem(2, 24, 8, 9, 16, 2, 2, 2, 1, 1)
+    p = ConvProblem(1, 24, 8, 17, 16, 2, 2, 2, 1, 1)
     if planar:
         p = dataclasses.replace(p, C=20, K=18)
     kernel = variants(config, how, p)[-1 if planar else 0]
     assert kernel.planar == planar
     clean = Operands.random(p, element_type(how), bias=False)
     infinite = Operands.random(p, element_type(how), bias=False, seed=1)
-    infinite.x[0, 1, 2, 3] = infinite.y[1, 2, 0, 0] = infinite.y[0, 12, 8, 9] = math.inf
+    infinite.x[0, 1, 2, 3] = infinite.y[0, 2, 0, 0] = infinite.y[0, 12, 8, 17] = math.inf
     missed: dict[Any, bool] = {}
     for given, sm_count in ((clean, 1), (infinite, 1), (clean, 132)):
         right = emulator.run(kernel, p, given, sm_count=sm_count)
