@@ -245,11 +245,11 @@ def grouped_conv2d_affine(
     ``act(scale[k] * (conv(input, weight)[k] + bias[k]) + shift[k] + residual)``
 
     The native CPU kernels and the Triton kernels apply all of it to their float32 sums and round
-    once, when they store the output. So do the CUDA kernels for channels_last tensors, but for a
-    residual and the activation behind it, which take a second pass and a second rounding; those for
-    NCHW tensors leave all of it to a second pass. Elsewhere it is :func:`grouped_conv2d` followed
-    by one operation for each step. Which backend takes a call is decided as for
-    :func:`grouped_conv2d` without the epilogue, so :func:`explain` tells.
+    once, when they store the output. So do the tiled CUDA kernels, and the row-streaming ones for
+    channels_last tensors, but for a residual and the activation behind it, which take a second pass
+    and a second rounding; those for NCHW tensors leave all of it to a second pass. Elsewhere it is
+    :func:`grouped_conv2d` followed by one operation for each step. Which backend takes a call is
+    decided as for :func:`grouped_conv2d` without the epilogue, so :func:`explain` tells.
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, any layout; NCHW and channels_last are native.
