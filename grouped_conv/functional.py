@@ -254,9 +254,10 @@ def grouped_conv2d_affine(
 
     ``act(scale[k] * (conv(input, weight)[k] + bias[k]) + shift[k] + residual)``
 
-    The native CPU kernels, the Triton kernels and the CUDA kernels for channels_last tensors apply
-    all of it to their float32 sums and round once, when they store the output. The CUDA kernels for
-    NCHW tensors leave it to a second pass and a second rounding. Elsewhere it is
+    The native CPU kernels, the Triton kernels, the tiled CUDA kernels and the row-streaming ones
+    for channels_last tensors apply all of it to their float32 sums and round once, when they store
+    the output. The row-streaming CUDA kernels for NCHW tensors leave it to a second pass and a
+    second rounding. Elsewhere it is
     :func:`grouped_conv2d` followed by one operation for each step. Which backend takes a call is
     decided as for :func:`grouped_conv2d` without the epilogue, so :func:`explain` tells.
 

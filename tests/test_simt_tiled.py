@@ -10,8 +10,10 @@ from typing import Any
 import emulator
 import pytest
 import torch
+import torch.nn.functional as F
 from emulator import Operands
 from test_simt import check_non_finite_in, source, wrong
+from tiled_counts import ROWS, TiledRow
 
 from grouped_conv.problem import ConvProblem
 
@@ -142,6 +144,19 @@ def test_non_finite_values_stay_where_they_belong(
         check_non_finite_in(kernel, p, value, of_terms(kernel), same_bits=math_name == "float32")
 
 
+@pytest.mark.parametrize("channels", [24, 112])
+def test_float32_is_as_accurate_as_pytorch(channels: int):
+    """Whose sums are not one chain either."""
+    p = problem(1, 8, 8, 2, channels, channels, 3, 3, **PADDED)
+    operands = Operands.random(p, torch.float32, bias=False)
+    exact = emulator.exact("fprop", p, operands)
+    theirs = F.conv2d(operands.x, operands.w, None, p.stride, p.padding, p.dilation, p.G)
+    for kernel in kernels_for("fprop", p, "float32", planar=False):
+        ours = emulator.run(kernel, p, operands, detect=False).output
+        errors = [float((t.double() - exact).square().mean().sqrt()) for t in (ours, theirs)]
+        assert errors[0] <= 1.5 * errors[1]
+
+
 def test_sums_that_overflow_in_a_tile_do_not_spread():
     p = problem(1, 4, 4, 2, 8, 8, 3, 3, **PADDED)
     (kernel, *_) = kernels_for("fprop", p, "float32", planar=False)
@@ -200,3 +215,18 @@ def unnoticed_faults(pass_name: str, math_name: str, planar: bool) -> list[str]:
         for (kind, where, _), unnoticed in missed.items()
         if unnoticed and not source(where).startswith(HARMLESS.get(kind, ("none",)))
     ]
+
+
+# One of each way to compute, and those that take least.
+COUNTED = [row for row in ROWS if row.layer.stride == 2 or row.layer.C == 512]
+
+
+@pytest.mark.parametrize("row", COUNTED, ids=lambda row: f"{row.pass_name} {row.layer} {row.math}")
+def test_table_of_counts_is_up_to_date(row: TiledRow):
+    """docs/cuda-counts-tiled.md against the kernels: print it anew after a change to one."""
+    table = (emulator.ROOT / "docs" / "cuda-counts-tiled.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert [cell.strip() for cell in row.cells()] in rows
+    assert row.dram_sectors <= 1.05 * row.min_sectors
+    assert row.mma <= 1.25
+    assert row.filled >= 0.95

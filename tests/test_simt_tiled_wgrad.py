@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import emulator
+import numpy as np
 import pytest
 import torch
 from emulator import Operands
@@ -62,6 +63,8 @@ def variants(config: str, how: str, p: ConvProblem) -> list[Any]:
 @pytest.mark.parametrize(("config", "how"), KERNELS)
 def test_shapes(config: str, how: str):
     for i, p in enumerate(PROBLEMS):
+        if how == "bfloat16" and i % 4:
+            continue  # which differs from float16 in conversions alone
         operands = Operands.random(p, element_type(how), bias=False, seed=i)
         for j, kernel in enumerate(variants(config, how, p)):
             outcome = emulator.run(
@@ -79,7 +82,7 @@ def test_shapes(config: str, how: str):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_schedule_and_layout_gives_the_same_bits(config: str):
-    p = ConvProblem(3, 40, 9, 8, 24, 3, 3, 1, 1, 1)
+    p = ConvProblem(2, 40, 7, 8, 24, 3, 2, 1, 1, 1)
     for how in ("float16", "tf32", "float32"):
         operands = Operands.random(p, element_type(how), bias=False)
         outcomes = [
@@ -112,14 +115,14 @@ def test_non_finite_values_stay_where_they_belong(config: str, how: str, value: 
 def test_planted_faults_are_noticed(config: str, how: str, planar: bool):
     """One fault at each call of a leaf in the kernels' source: a report or a wrong result."""
     # Several stages of one block, the last one and the tiles partly filled; then many splits.
-    p = ConvProblem(2, 24, 8, 9, 16, 2, 2, 2, 1, 1)
+    p = ConvProblem(1, 24, 8, 17, 16, 2, 2, 2, 1, 1)
     if planar:
         p = dataclasses.replace(p, C=20, K=18)
     kernel = variants(config, how, p)[-1 if planar else 0]
     assert kernel.planar == planar
     clean = Operands.random(p, element_type(how), bias=False)
     infinite = Operands.random(p, element_type(how), bias=False, seed=1)
-    infinite.x[0, 1, 2, 3] = infinite.y[1, 2, 0, 0] = infinite.y[0, 12, 8, 9] = math.inf
+    infinite.x[0, 1, 2, 3] = infinite.y[0, 2, 0, 0] = infinite.y[0, 12, 8, 17] = math.inf
     missed: dict[Any, bool] = {}
     for given, sm_count in ((clean, 1), (infinite, 1), (clean, 132)):
         right = emulator.run(kernel, p, given, sm_count=sm_count)
@@ -138,3 +141,44 @@ def test_planted_faults_are_noticed(config: str, how: str, planar: bool):
         for (kind, where, _), unnoticed in missed.items()
         if unnoticed
     ] == []
+
+
+def test_sums_in_float32_are_as_accurate_as_those_of_pytorch():
+    """Even those of one block."""
+    p = ConvProblem(8, 16, 28, 28, 16, 3, 3, 2, 1, 1)
+    operands = Operands.random(p, torch.float32, bias=False)
+    exact = emulator.exact("wgrad", p, operands)
+    (kernel, *_) = variants("144x32", "float32", p)
+    ours = emulator.run(kernel, p, operands, sm_count=1, detect=False, count=False).output
+    geometry = (p.stride, p.padding, p.dilation, False, (0, 0), p.G)
+    theirs = torch.ops.aten.convolution_backward(
+        operands.y, operands.x, operands.w, None, *geometry, (False, True, False)
+    )[1]
+    errors = [float((t.double() - exact).square().mean()) for t in (ours, theirs)]
+    assert errors[0] ** 0.5 <= 1.5 * errors[1] ** 0.5
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_tensors_beyond_two_to_the_31(planar: bool):
+    """Three images of nearly 2 GiB, of which the filter meets a few pixels."""
+    p = ConvProblem(3, 8, 11000, 11000, 8, 1, 1, 1, stride_h=5500, stride_w=5500)
+    kernel = variants("48x8", "float16", p)[-1 if planar else 0]
+    assert kernel.planar == planar
+    rng = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(3, 8, 2, 2, generator=rng).half() for _ in range(2))
+    session = kernel.session(emulator.extents(p))
+    image = np.arange(3)[:, None, None, None] * p.C * p.H * p.W
+    row, column = (np.arange(2) * 5500 for _ in range(2))
+    channel = np.arange(8)[None, :, None, None]
+    pixel = row[:, None] * p.W + column
+    at = image + (channel * p.H * p.W + pixel if planar else pixel * p.C + channel)
+    memory = session.x.view(np.uint16)
+    memory[at.reshape(-1)] = x.reshape(-1).view(torch.int16).numpy().view(np.uint16)
+    ordered = y if planar else y.permute(0, 2, 3, 1)
+    session.y.view(np.uint16)[:] = ordered.reshape(-1).view(torch.int16).numpy().view(np.uint16)
+    launches = session.run()
+    assert not any(launch.text for launch in launches)
+    assert session.complete
+    found = torch.from_numpy(session.w.view(np.int16)).view(torch.float16).reshape(8, 8)
+    expected = torch.einsum("nkpq,ncpq->kc", y.double(), x.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)

@@ -1,6 +1,6 @@
 """Counts of the tiled CUDA kernels, from the emulator, as ``cuda_counts.py`` has the others.
 
-    python tests/tiled_counts.py > docs/cuda-counts-tiled.md
+python tests/tiled_counts.py > docs/cuda-counts-tiled.md
 """
 
 from __future__ import annotations
@@ -154,13 +154,13 @@ TEXT = """\
 Printed by `python tests/tiled_counts.py`. Nothing here was measured on a GPU.
 
 The columns are those of [cuda-counts.md](cuda-counts.md), with these differences. The first {tiles}
-tiles of pixels, with all channels, stand for all of them, so that the rows around a tile count as if
-fewer shared them; every tap's input is counted where sectors are asked for, of which L1 has most.
-DRAM has the weight packed as well. Instructions are those of the loop over chunks: a warp's start
-and end, up to 1.4 thousand instructions in a listing of which most run once, come on top. For
-float32, which runs on FMA units, multiply-adds take the place of mma. Rates: {tensor:.0f} TFLOP/s
-in 16 bits, {tf32:.0f} in TF32, {fma:.0f} on FMA units; {dram:.1f} TB/s, {sm} multiprocessors at
-{clock:.1f} GHz with {schedulers} instructions and one pass of shared memory a cycle.
+tiles of pixels, with all channels, stand for all of them. Sectors are asked of L1, which has most
+of those that a tap shares with another. DRAM has the packed weight as well. Instructions are those
+of the loop over chunks: a warp's start and end, up to 1.4 thousand instructions in a listing of
+which most run once, come on top. For float32, which runs on FMA units, multiply-adds take the place
+of mma. Rates: {tensor:.0f} TFLOP/s in 16 bits, {tf32:.0f} in TF32, {fma:.0f} on FMA units;
+{dram:.1f} TB/s, {sm} multiprocessors at {clock:.1f} GHz with {schedulers} instructions and one pass
+of shared memory a cycle.
 """
 
 

@@ -119,23 +119,28 @@ struct TiledPlan {
 inline constexpr int64_t kMostTiledExtent = 1 << 24;
 inline constexpr int64_t kMostBlocks = std::numeric_limits<int32_t>::max();
 
-// Issue slots of the busiest multiprocessor, a rough model: a chunk costs a warp its copies and its
-// products, a block its start and end.
+// Cycles of the busiest multiprocessor's shared memory, through which everything passes in lines of
+// 128 bytes, and which is what limits these kernels most often (docs/cuda-counts-tiled.md).
 inline int64_t tiled_cost(const TiledConfig& config, const TiledPlan& plan, int sm_count) {
-  const int64_t products = plan.math == TiledMath::kFma ? 140 : 6;  // for eight channels
-  const int64_t copies = plan.direct ? 50 : 200;
-  const int64_t chunk = copies + 20 + products * plan.tile_channels / 8;
-  const int64_t block = 400 + 12 * plan.tile_channels + plan.chunks * chunk;
+  constexpr int64_t kStart = 300;   // until the first chunks arrive
+  constexpr int64_t kGather = 200;  // of a chunk, which takes more instructions than cycles
+  const bool fma = plan.math == TiledMath::kFma;
+  const int64_t eights = plan.tile_channels / 8;
+  const int64_t written = kTiledRows / 2 + config.groups * eights * 4;
+  const int64_t read = fma ? 512 + 64 * eights : 64 + 16 * eights;
+  const int64_t chunk = written + read + (plan.direct ? 0 : kGather);
+  const int64_t block = kStart + 64 * eights + plan.chunks * chunk;
   const int64_t rounds = ceil_of(plan.blocks(), sm_count);
   // Few warps hide little of their latencies, but for the many independent sums on FMA units.
   const int64_t at_once = std::min<int64_t>(rounds, config.blocks(plan.math));
-  return rounds * block * (at_once < (plan.math == TiledMath::kFma ? 2 : 3) ? 2 : 1);
+  return rounds * block * (at_once < (fma ? 2 : 3) ? 2 : 1);
 }
 
-// Whether `config` is for so many channels of output in a group: not for more than a tile where
-// there are several groups in a block.
+// Whether `config` is for so many channels of output in a group. Few of them want several groups in
+// a block: one alone would read half a sector of each pixel.
 inline bool tiled_runs(const TiledConfig& config, Pass pass, const ConvProblem& p) {
-  return config.groups == 1 || TiledShape(pass, p).out_channels <= config.channels;
+  const bool few = TiledShape(pass, p).out_channels <= 8;
+  return few == (config.groups > 1);
 }
 
 // There must be output, and tiled_runs() true.
@@ -178,8 +183,8 @@ inline TiledPlan plan_tiled(Pass pass, const ConvProblem& p, TiledMath math, boo
   return best;
 }
 
-// Why the tiled kernels do not compute fprop or dgrad; nullptr: they do. What does not depend on the batch
-// and the image is mirrored in backends/native.py.
+// Why the tiled kernels do not compute fprop or dgrad; nullptr: they do. What does not depend on
+// the batch and the image is mirrored in backends/native.py.
 inline const char* tiled_refusal(Pass pass, const ConvProblem& p, DType dtype) {
   if (dtype == DType::kFloat64) return "the tiled kernels do not compute in float64";
   if (p.N == 0 || p.H == 0 || p.W == 0 || p.P == 0 || p.Q == 0) {

@@ -72,6 +72,7 @@ tiled_conv_kernel(const GC_GRID_CONSTANT TiledArgs args) {
     if (more) input.end(next);
   }
 
+  sums.complete();
   device::sync_threads();
   sums.put(ring, eights);
   if (device::sync_threads_or(sums.nonfinite())) {

@@ -68,6 +68,9 @@ class TiledSums {
     }
   }
 
+  // To be called once, behind the last chunk.
+  GC_DEVICE void complete() {}
+
   // Whether a sum is an infinity or a NaN.
   GC_DEVICE bool nonfinite() const {
     float zero = 0.f;
@@ -109,6 +112,11 @@ class TiledSums {
   float sums_[2][kEights][4] = {};
 };
 
+// Chunks that one chain of sums on FMA units goes over. The chains are added in their turn: the
+// error of a sum of n terms grows with the square root of a chain's length and of their number, not
+// of n.
+inline constexpr int kChunksOfChain = 4;
+
 // On FMA units: a lane has eight rows, four apart, and every eighth channel.
 template <class Traits>
 class TiledFmaSums {
@@ -141,10 +149,22 @@ class TiledFmaSums {
         for (int i = 0; i < kRows; ++i) {
           GC_UNROLL
           for (int k = 0; k < 4; ++k) {
-            sums_[i][n] = device::multiply_add(device::float_of(a[i].word[k]),
-                                               device::float_of(b.word[k]), sums_[i][n]);
+            chains_[i][n] = device::multiply_add(device::float_of(a[i].word[k]),
+                                                 device::float_of(b.word[k]), chains_[i][n]);
           }
         }
+      }
+    }
+    if (++chunks_ % kChunksOfChain == 0) complete();
+  }
+
+  GC_DEVICE void complete() {
+    GC_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      GC_UNROLL
+      for (int n = 0; n < kEights; ++n) {
+        sums_[i][n] += chains_[i][n];
+        chains_[i][n] = 0.f;
       }
     }
   }
@@ -174,7 +194,8 @@ class TiledFmaSums {
 
  private:
   uint32_t input_[2], weights_;  // unit 0, in a stage
-  float sums_[kRows][kEights] = {};
+  int chunks_ = 0;
+  float sums_[kRows][kEights] = {}, chains_[kRows][kEights] = {};
 };
 
 }  // namespace grouped_conv::cuda

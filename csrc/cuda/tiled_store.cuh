@@ -45,7 +45,8 @@ GC_DEVICE float tiled_exact_sum(const TiledArgs& args, const TiledBlock& block, 
                                 int group, int channel) {
   const TiledWeight& order = args.order;
   const int64_t weights = group * order.by_group + channel * order.by_out;
-  float sum = 0.f;
+  float sum = 0.f, chain = 0.f;
+  int chains = 0;
   GC_NO_UNROLL
   for (int tap = 0; tap < block.taps_h.count * block.taps_w.count; ++tap) {
     const int tap_h = tap / block.taps_w.count, tap_w = tap % block.taps_w.count;
@@ -60,11 +61,18 @@ GC_DEVICE float tiled_exact_sum(const TiledArgs& args, const TiledBlock& block, 
     GC_NO_UNROLL
     for (int c = 0; c < args.in_channels; ++c) {
       const int64_t weight = weights + c * order.by_in + r * order.by_r + s * order.by_s;
-      sum = device::multiply_add(load_factor<Traits>(args.input, input + c * args.input_strides[1]),
-                                 load_factor<Traits>(args.weight, weight), sum);
+      const int unit = tap * args.units + c / Traits::kUnit;
+      if (const int index = unit / (kChunksOfChain * kChunkUnits); index != chains) {
+        sum += chain;
+        chain = 0.f;
+        chains = index;
+      }
+      chain =
+          device::multiply_add(load_factor<Traits>(args.input, input + c * args.input_strides[1]),
+                               load_factor<Traits>(args.weight, weight), chain);
     }
   }
-  return sum;
+  return sum + chain;
 }
 
 // Writes anew the sums of the tile that are not finite: one scalar loop for each, since this is the

@@ -127,32 +127,23 @@ def _no_tiled(query: Query) -> str | None:
     return None
 
 
-# Operations for each byte of input and output from which a GPU is bound by arithmetic, not by
-# memory: what an H100 has of either. From there on cuDNN's kernels for dense products are at home.
-_BALANCE = {"16-bit": 300.0, "tf32": 150.0}
-_FEWEST_CHANNELS = 4
+# Channels per group between which a product is neither mostly padding nor nearly a dense one.
+_FEWEST_CHANNELS, _DENSE_CHANNELS = 4, 128
 
 
 def _faster_in_cudnn(query: Query) -> str | None:
     """Why cuDNN is expected to be as fast as the tiled kernels; a model, not a measurement."""
     if query.dtype is torch.float32 and not query.allow_tf32:
         return "float32 without TF32 runs on FMA units, which cuDNN keeps as busy"
-    c, k = query.c_per_group, query.k_per_group
-    if min(c, k) < _FEWEST_CHANNELS:
+    channels = min(query.c_per_group, query.k_per_group)
+    if channels < _FEWEST_CHANNELS:
         return f"fewer than {_FEWEST_CHANNELS} channels per group leave most of a tile empty"
-    if query.dtype is torch.float32:
-        balance, size = _BALANCE["tf32"], 4
-    else:
-        balance, size = _BALANCE["16-bit"], 2
-    area = query.stride[0] * query.stride[1]
-    operations = 2 * c * k * query.kernel_size[0] * query.kernel_size[1]
-    intensity = operations / (size * (c * area + k))
-    if intensity < balance:
-        return None
-    return (
-        f"{c} channels in and {k} out per group are {intensity:.0f} operations for each byte: the "
-        "limit is arithmetic, and cuDNN is expected to be as fast"
-    )
+    if channels >= _DENSE_CHANNELS:
+        return (
+            f"{_DENSE_CHANNELS} channels per group and more are nearly a dense convolution, whose "
+            "limit is arithmetic and which cuDNN does well"
+        )
+    return None
 
 
 def takes_statistics(query: Query) -> bool:

@@ -140,8 +140,13 @@ def test_the_record_names_every_kernel() -> None:
     }
     expected |= {
         f"{config['name']}_{way} {math} sm_{architecture}"
-        for config in _C.tiled_kernels()
-        for way in ("direct", "gather")
+        for table, way in (
+            (_C.tiled_kernels(), "direct"),
+            (_C.tiled_kernels(), "gather"),
+            (_C.tiled_wgrad_kernels(), "vector"),
+            (_C.tiled_wgrad_kernels(), "gather"),
+        )
+        for config in table
         for math in ("Float16", "BFloat16", "Tf32", "Fma")
         for architecture in (80, 90)
     }
