@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import emulator
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -167,6 +168,28 @@ def test_sums_that_overflow_in_a_tile_do_not_spread():
     assert not outcome.faults
     reached = emulator.exact("fprop", p, operands).abs() > torch.finfo().max
     assert torch.equal(outcome.output.isfinite(), ~reached)
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_images_that_begin_beyond_two_to_the_31(planar: bool):
+    """Three images of nearly 2 GiB, of which the filter meets a few pixels."""
+    p = problem(3, 11000, 11000, 1, 8, 16, 1, 1, stride_h=5500, stride_w=5500)
+    (kernel, *_) = kernels_for("fprop", p, "float16", planar=planar)
+    rng = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(size, generator=rng).half() for size in ((3, 8, 2, 2), (16, 8)))
+    session = kernel.session(emulator.extents(p))
+    image, channel = np.arange(3)[:, None, None] * p.C * p.H * p.W, np.arange(8)[:, None]
+    pixel = (np.arange(2)[:, None] * p.W + np.arange(2)).reshape(-1) * 5500
+    place = image + (channel * p.H * p.W + pixel if planar else pixel * p.C + channel)
+    session.x.view(np.int16)[place.reshape(-1)] = x.view(-1).view(torch.int16).numpy()
+    session.w.view(np.int16)[:] = w.view(-1).view(torch.int16).numpy()
+    launches = session.run()
+    assert not any(launch.text for launch in launches)
+    assert session.complete
+    y = torch.from_numpy(session.y.view(np.int16)).view(torch.float16)
+    y = y.view(3, 16, 2, 2) if planar else y.view(3, 2, 2, 16).permute(0, 3, 1, 2)
+    expected = torch.einsum("ncpq,kc->nkpq", x.double(), w.double())
+    torch.testing.assert_close(y.double(), expected, rtol=1e-3, atol=1e-3)
 
 
 # Faults that change nothing, by the beginning of the line that they are planted in.
