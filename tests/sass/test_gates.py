@@ -130,7 +130,7 @@ def test_the_record_names_every_kernel() -> None:
     }
     tails = {name for name in record if f" {name.split(' ')[2]}" in gates.TAILS}
     assert record.keys() - tails == expected
-    # Every kernel of fprop has an epilogue; all but one, which has no registers for them, the others.
+    # Every kernel of fprop has an epilogue; all but one, which lacks registers, the other tails.
     fprop = [c["name"] for c in _C.cuda_kernels() if "fprop" in c["passes"]]
     most = set(fprop) - {"conv_c16_s1"}
     for tail, kernels in (("epilogue", fprop), ("statistics", most), ("residual", most)):
