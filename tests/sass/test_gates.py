@@ -150,11 +150,12 @@ def test_the_record_names_every_kernel() -> None:
         for math in ("Float16", "BFloat16", "Tf32", "Fma")
         for architecture in (80, 90)
     }
-    tails = {name for name in record if name.split(" ")[2] in ("epilogue", "statistics")}
+    tails = {name for name in record if f" {name.split(' ')[2]}" in gates.TAILS}
     assert record.keys() - tails == expected
-    # Every kernel of fprop has an epilogue; all but one, which has no registers for them, the sums.
+    # Every kernel of fprop has an epilogue; all but one, which lacks registers, the other tails.
     fprop = [c["name"] for c in _C.cuda_kernels() if "fprop" in c["passes"]]
-    for tail, kernels in (("epilogue", fprop), ("statistics", set(fprop) - {"conv_c16_s1"})):
+    most = set(fprop) - {"conv_c16_s1"}
+    for tail, kernels in (("epilogue", fprop), ("statistics", most), ("residual", most)):
         named = {name for name in tails if name.split(" ")[2] == tail}
         assert named == {
             f"{kernel} {element} {tail} sm_{architecture}"
