@@ -178,7 +178,7 @@ def prefers(query: Query) -> str | None:
         family = "row-streaming"
         if reason := _no_rowstream(query):
             if other := _no_tiled(query):
-                return f"{reason}, {other}, cuDNN is faster than plain loops"
+                return f"{reason}; {other}; cuDNN is faster than plain loops"
             if slower := _faster_in_cudnn(query):
                 return f"{reason}; {slower}"
             family = "tiled"
