@@ -16,12 +16,19 @@ import torch
 from tabulate import tabulate
 
 from grouped_conv import _libraries, routing
-from grouped_conv.backends import Query, dtype_name, native
-from grouped_conv.problem import PASSES, ConvProblem
+from grouped_conv.backends import Query, native
+from grouped_conv.problem import PASSES, ConvProblem, Pass
 
 GROUPS = 32
 WIDTHS = (4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 112, 120, 128, 168, 232, 264)
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = {
+    "float16": (torch.float16, False),
+    "bfloat16": (torch.bfloat16, False),
+    "TF32": (torch.float32, True),
+    "float32": (torch.float32, False),
+    "float64": (torch.float64, False),
+}
+"""Each with whether factors may be cut to TF32."""
 LAYOUTS = ("NHWC", "NCHW")
 STRIDES = (1, 2)
 CUDA = torch.device("cuda")
@@ -44,12 +51,13 @@ def kind(kernel: str) -> str:
     return kernel.split("_")[1]
 
 
-def choice(dtype: torch.dtype, layout: str, stride: int, pass_name: str, width: int) -> Choice:
+def choice(precision: str, layout: str, stride: int, pass_name: Pass, width: int) -> Choice:
     channels = GROUPS * width
     p = ConvProblem(
         32, channels, 28, 28, channels, 3, 3, GROUPS, 1, 1, stride_h=stride, stride_w=stride
     )
-    query = Query.of(pass_name, p, dtype, CUDA, layout == "NHWC")
+    dtype, allow_tf32 = DTYPES[precision]
+    query = Query.of(pass_name, p, dtype, CUDA, layout == "NHWC")._replace(allow_tf32=allow_tf32)
     by_name = kind(native.kernel(query))
     decision = routing.decide_by_rule(query)
     if decision.backend == "native":
@@ -64,9 +72,9 @@ def rows() -> dict[Box, tuple[Choice, ...]]:
         mock.patch.object(_libraries, "cuda_absent_reason", return_value=None),
         mock.patch.object(native, "_CUDA_AUTO", True),
     ):
-        for dtype, layout, stride, name in itertools.product(DTYPES, LAYOUTS, STRIDES, PASSES):
-            box = ((dtype_name(dtype),), (layout,), (str(stride),), (name,))
-            found[box] = tuple(choice(dtype, layout, stride, name, width) for width in WIDTHS)
+        for precision, layout, stride, name in itertools.product(DTYPES, LAYOUTS, STRIDES, PASSES):
+            box = ((precision,), (layout,), (str(stride),), (name,))
+            found[box] = tuple(choice(precision, layout, stride, name, width) for width in WIDTHS)
     for dimension in reversed(range(4)):
         found = merged(found, dimension)
     return found
@@ -106,6 +114,7 @@ measured on a GPU.
 
 - **`auto`**: the choice with the compiled CUDA library and `GROUPED_CONV_CUDA_AUTO=1`. Without that
   variable it is cuDNN for all; where `autotune` has measured, it is the fastest.
+- **TF32** is float32 where PyTorch's setting for convolutions allows its factors to be cut to TF32.
 - **`native`**: the kernel that computes if that backend is named.
 - **why**: the rule that keeps `auto` from that kernel.
 """
