@@ -166,13 +166,7 @@ def test_an_absent_triton_is_a_reason(monkeypatch: pytest.MonkeyPatch):
         routing.decide(ConvProblem(1, 8, 5, 5, 8), torch.float32, "cpu", True, "fprop", "triton")
 
 
-def test_float32_is_computed_as_pytorch_is_told(monkeypatch: pytest.MonkeyPatch):
-    class Conv:
-        fp32_precision = "none"
-
-    monkeypatch.setattr(torch.backends.cudnn, "conv", Conv, raising=False)
-    assert triton.precision(torch.float32) == "ieee"
-    assert triton.precision(torch.bfloat16) == "16-bit"
-    Conv.fp32_precision = "tf32"
-    assert triton.precision(torch.float32) == "tf32"
-    assert triton.precision(torch.bfloat16) == "16-bit"
+def test_float32_is_computed_as_the_operator_is_told():
+    assert triton.precision(torch.float32, allow_tf32=False) == "ieee"
+    assert triton.precision(torch.float32, allow_tf32=True) == "tf32"
+    assert triton.precision(torch.bfloat16, allow_tf32=True) == "16-bit"

@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from sass.listing import find_cuobjdump
@@ -232,8 +231,9 @@ def compile_case(case: Case) -> tuple[Case, Compiled]:
         for size in (p.input_size, p.output_size)
     )
     w, vector = torch.empty(p.weight_size, dtype=case.dtype), torch.empty(p.K)
-    with mock.patch.object(backend, "precision", return_value=case.precision):
-        plan = backend.Plan.of(case.pass_name, p, case.dtype, case.channels_last)
+    plan = backend.Plan.of(
+        case.pass_name, p, case.dtype, case.channels_last, case.precision == "tf32"
+    )
     if case.pass_name == "fprop":
         packed = torch.empty(plan.packed_size, dtype=case.dtype)
         launch = plan.fprop(x, packed, y, (vector, vector, vector, y), True)

@@ -195,7 +195,8 @@ def prefers(query: Query) -> str | None:
 
 
 def kernel(query: Query) -> str:
-    return f"{query.pass_name}_triton_{dtype_name(query.dtype)}"
+    computed_in = "tf32" if query.allow_tf32 else dtype_name(query.dtype)
+    return f"{query.pass_name}_triton_{computed_in}"
 
 
 def epilogue(query: Query) -> str:
@@ -206,16 +207,11 @@ def statistics(query: Query) -> str:
     return OWN_PASS
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How products are computed: ``16-bit``, or for float32 ``tf32`` or ``ieee``.
-
-    As PyTorch's convolutions: ``torch.backends.cudnn.conv.fp32_precision`` and what it inherits
-    from, which ``torch.backends.cudnn.allow_tf32`` sets, too.
-    """
+def precision(dtype: torch.dtype, allow_tf32: bool) -> str:
+    """How products are computed: ``16-bit``, or for float32 ``tf32`` or ``ieee``."""
     if dtype is not torch.float32:
         return "16-bit"
-    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    return "tf32" if conv.fp32_precision == "tf32" else "ieee"
+    return "tf32" if allow_tf32 else "ieee"
 
 
 COMPILED = {"enable_fp_fusion": True}
@@ -265,9 +261,10 @@ class Plan(NamedTuple):
         p: ConvProblem,
         dtype: torch.dtype,
         channels_last: bool,
+        allow_tf32: bool = False,
         config: Config | None = None,
     ) -> Plan:
-        how = precision(dtype)
+        how = precision(dtype, allow_tf32)
         blocking = Blocking.of(pass_name, p.c_per_group, p.k_per_group, how)
         columns = _rows(p, pass_name)[1]
         chosen = SPACE[pass_name, how][0] if config is None else config

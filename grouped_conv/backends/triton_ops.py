@@ -40,12 +40,13 @@ _one_at_a_time = threading.Lock()
 def implement(fakes: dict[str, Fake]) -> None:
     """Register the operators: a fake validates and makes the result, a kernel fills it.
 
-    Of the attributes the kernels take the first four. Whether TF32 is allowed they ask PyTorch.
+    ``geometry`` is stride, padding, dilation and groups.
     """
 
     def fprop(x: Tensor, w: Tensor, bias: Tensor | None, *attributes: Any) -> Tensor:
         y = fakes["fprop"](x, w, bias, *attributes)
-        _fprop(y, x, w, (bias, None, None, None), False, *attributes[:4])
+        *geometry, allow_tf32 = _with_defaults(attributes, 5)
+        _fprop(y, x, w, (bias, None, None, None), False, allow_tf32, *geometry)
         return y
 
     def fprop_affine(
@@ -61,22 +62,30 @@ def implement(fakes: dict[str, Fake]) -> None:
         y = fakes["fprop_affine"](x, w, bias, scale, shift, residual, relu, *attributes)
         if residual is not None and residual.stride() != y.stride():
             residual = torch.empty_like(y).copy_(residual)
-        _fprop(y, x, w, (bias, scale, shift, residual), relu, *attributes[:4])
+        *geometry, allow_tf32 = _with_defaults(attributes, 5)
+        _fprop(y, x, w, (bias, scale, shift, residual), relu, allow_tf32, *geometry)
         return y
 
     def dgrad(dy: Tensor, w: Tensor, size: Sequence[int], *attributes: Any) -> Tensor:
         dx = fakes["dgrad"](dy, w, size, *attributes)
-        _dgrad(dx, dy, w, *attributes[:4])
+        *geometry, _, allow_tf32 = _with_defaults(attributes, 6)
+        _dgrad(dx, dy, w, allow_tf32, *geometry)
         return dx
 
     def wgrad(dy: Tensor, x: Tensor, size: Sequence[int], *attributes: Any) -> Tensor:
         dw = fakes["wgrad"](dy, x, size, *attributes)
-        _wgrad(dw, dy, x, *attributes[:4])
+        *geometry, _, allow_tf32 = _with_defaults(attributes, 6)
+        _wgrad(dw, dy, x, allow_tf32, *geometry)
         return dw
 
     for function in (fprop, fprop_affine, dgrad, wgrad):
         for device in ("CPU", "CUDA"):  # tensors of the CPU are for Triton's interpreter
             _library.impl(f"triton_{function.__name__}", function, device)
+
+
+def _with_defaults(attributes: Sequence[Any], count: int) -> list[Any]:
+    """The dispatcher leaves out what equals its default, which is False for all that has one."""
+    return [*attributes, *[False] * (count - len(attributes))]
 
 
 def _fprop(
@@ -85,34 +94,35 @@ def _fprop(
     w: Tensor,
     epilogue: Sequence[Tensor | None],
     relu: bool,
-    *attributes: Any,
+    allow_tf32: bool,
+    *geometry: Any,
 ) -> None:
-    p = _problem(x.shape, w.shape, *attributes)
+    p = _problem(x.shape, w.shape, *geometry)
     if _nothing_to_do(y, x, w):
         return
     vectors = [None if t is None else t.contiguous() for t in epilogue[:3]]
-    plan = Plan.of("fprop", p, x.dtype, _dense_channels(x))
+    plan = Plan.of("fprop", p, x.dtype, _dense_channels(x), allow_tf32)
     packed = w.new_empty(plan.packed_size)
     _launch(plan.pack(w, packed), plan.fprop(x, packed, y, (*vectors, epilogue[3]), relu))
 
 
-def _dgrad(dx: Tensor, dy: Tensor, w: Tensor, *attributes: Any) -> None:
-    p = _problem(dx.shape, w.shape, *attributes)
+def _dgrad(dx: Tensor, dy: Tensor, w: Tensor, allow_tf32: bool, *geometry: Any) -> None:
+    p = _problem(dx.shape, w.shape, *geometry)
     if _nothing_to_do(dx, dy, w):
         return
-    plan = Plan.of("dgrad", p, dy.dtype, _dense_channels(dx))
+    plan = Plan.of("dgrad", p, dy.dtype, _dense_channels(dx), allow_tf32)
     packed = w.new_empty(plan.packed_size)
     _launch(plan.pack(w, packed), plan.dgrad(dy, packed, dx))
 
 
-def _wgrad(dw: Tensor, dy: Tensor, x: Tensor, *attributes: Any) -> None:
-    p = _problem(x.shape, dw.shape, *attributes)
+def _wgrad(dw: Tensor, dy: Tensor, x: Tensor, allow_tf32: bool, *geometry: Any) -> None:
+    p = _problem(x.shape, dw.shape, *geometry)
     if dy.numel() == 0:
         dw.zero_()
         return
     if _nothing_to_do(dw, dy, x):
         return
-    plan = Plan.of("wgrad", p, x.dtype, _dense_channels(x))
+    plan = Plan.of("wgrad", p, x.dtype, _dense_channels(x), allow_tf32)
     shape = (plan.splits(_processors(x.device)), 9, p.K, p.c_per_group)
     partial = torch.empty(shape, dtype=torch.float32, device=x.device)
     _launch(plan.wgrad(dy, x, partial), plan.reduce(partial, dw))
