@@ -107,7 +107,7 @@ stage compare 30 'recorded=tests/golden/sm_$(python3 -c "import torch
 print(*torch.cuda.get_device_capability(), sep=str())").npz
   [[ -e $recorded ]] || exit 77; python3 scripts/golden_vectors.py --compare "$recorded"'
 stage ncu 60 'command -v ncu || exit 77; ncu --csv --log-file "$OUT/ncu.csv" --clock-control none \
-  --kernel-name "regex:rowstream|nchw|wgrad_reduce" --metrics gpu__time_duration.sum,\
+  --kernel-name "regex:rowstream|nchw|tiled|wgrad_reduce" --metrics gpu__time_duration.sum,\
 dram__bytes_read.sum,dram__bytes_write.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,\
 smsp__inst_executed.sum,smsp__issue_active.avg.pct_of_peak_sustained_active,\
 sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread,\
@@ -117,6 +117,9 @@ stage memcheck 60 "$(sanitize memcheck)"
 stage racecheck 60 "$(sanitize racecheck)"
 stage initcheck 45 "$(sanitize initcheck)"
 stage batches 60 "$bench --dtype bfloat16 --batch 32,64 --min-time 0.02 --repeats 5 --json \"\$OUT/batches.json\""
+stage nchw 45 "$bench --layout nchw --dtype float16 --batch 64 --min-time 0.02 --repeats 5 --json \"\$OUT/nchw.json\""
+stage float32 45 "$bench --layout nhwc,nchw --backend native --batch 64 --min-time 0.01 --repeats 5 --json \"\$OUT/float32.json\""
+stage regnet 60 "$bench --problems regnet --backend native --dtype float16 --batch 64 --min-time 0.005 --repeats 3 --json \"\$OUT/regnet.json\""
 stage peers 60 "peers=torch,inductor; python3 -c 'import spio' && peers+=,spio; \
 $bench --problems 128x56x56,g32,256x28x28,g32 --dtype float16 --batch 64 --min-time 0.05 --repeats 10 --peers \$peers \
 --json \"\$OUT/peers.json\""

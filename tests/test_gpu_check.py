@@ -19,7 +19,8 @@ SCRIPT = ROOT / "scripts" / "gpu_check.sh"
 GOLDEN = ROOT / "scripts" / "golden_vectors.py"
 STAGES = [
     "machine", "build", "import", "tests", "benchmark", "golden", "compare", "ncu", "memcheck",
-    "racecheck", "initcheck", "batches", "peers", "triton", "triton_bench", "gates",
+    "racecheck", "initcheck", "batches", "nchw", "float32", "regnet", "peers", "triton",
+    "triton_bench", "gates",
 ]  # fmt: skip
 
 
