@@ -14,8 +14,7 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +28,7 @@ from grouped_conv.problem import ConvProblem, Pass
 NAME = "triton"
 
 AUTOTUNE_VARIABLE = "GROUPED_CONV_TRITON_AUTOTUNE"
-"""Set to 1, each new problem is measured with every configuration that :func:`pruned` leaves."""
+"""Set to 1, ``triton.autotune`` measures each new problem with what :func:`pruned` leaves."""
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _MINIMUM_EXTENT = 16
@@ -45,6 +44,15 @@ class Config(NamedTuple):
     block_m: int
     num_warps: int
     num_stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """As Triton names them."""
+        return {
+            "BLOCK_M": self.block_m,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
 
 
 _CONV_TF32 = (Config(64, 2, 3), Config(64, 2, 4), Config(128, 4, 3))
@@ -66,8 +74,8 @@ SPACE: dict[tuple[Pass, str], tuple[Config, ...]] = {
     ("wgrad", "tf32"): (Config(32, 4, 2),),
     ("wgrad", "ieee"): (Config(32, 4, 2),),
 }
-"""What tuning chooses from, by pass and precision, the default first: what spills no registers in
-its loops, in any layout and with any number of channels."""
+"""What tuning chooses from, by pass and precision, the default first: what spills no registers, in
+any layout and with any number of channels."""
 
 
 class Blocking(NamedTuple):
@@ -99,7 +107,7 @@ class Blocking(NamedTuple):
         return -(-groups // self.groups_per_slab)
 
 
-def pruned(pass_name: Pass, blocking: Blocking, precision: str, pixels: int) -> list[Config]:
+def pruned(pass_name: Pass, blocking: Blocking, precision: str, pixels: int) -> tuple[Config, ...]:
     """The configurations of a pass that are worth a measurement, the default first.
 
     Left out is what needs more shared memory than every GPU has, and tiles larger than all pixels
@@ -113,7 +121,7 @@ def pruned(pass_name: Pass, blocking: Blocking, precision: str, pixels: int) -> 
         stage = (3 * m * c + m * k) if pass_name == "wgrad" else (m * c + c * k)
         if config.num_stages * stage * size <= _SHARED_MEMORY and pixels >= m:
             kept.append(config)
-    return kept
+    return tuple(kept)
 
 
 def block_q(columns: int, channels_last: bool) -> int:
@@ -134,9 +142,10 @@ def _triton_absent() -> str | None:
 
 
 @functools.cache
-def kernels() -> ModuleType:
-    """The kernels; imported when they are first needed, because Triton takes a while."""
-    return importlib.import_module("grouped_conv.backends.triton_kernels")
+def kernel_function(name: str) -> Any:
+    """A kernel; its module is imported when it is first needed, because Triton takes a while."""
+    module = "triton_wgrad_kernels" if name.startswith("wgrad") else "triton_kernels"
+    return getattr(importlib.import_module(f"grouped_conv.backends.{module}"), name)
 
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -199,20 +208,33 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if conv.fp32_precision == "tf32" else "ieee"
 
 
+OPTIONS = {
+    # Stated, because the default differs between versions of Triton.
+    "enable_fp_fusion": True,
+    # ptxas is to take the registers that a kernel needs. By default it rounds them down where that
+    # lets one more program run beside the others, and spills a few.
+    "ptx_options": "--register-usage-level=0",
+}
+"""How all kernels are compiled."""
+
+
 class Launch(NamedTuple):
-    """A kernel, its grid, and its arguments but for the configuration's."""
+    """A kernel and its arguments, and the configurations to choose from, the default first."""
 
     kernel: str
-    grid: int
+    grid: Callable[[Mapping[str, Any]], tuple[int]]
+    """The number of programs, which may depend on the configuration."""
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
     options: dict[str, int]
+    """The default configuration."""
+    choice: tuple[Config, ...] = ()
 
-    def run(self) -> None:
-        function = getattr(kernels(), self.kernel)
-        # Stated, because the default differs between versions of Triton.
-        options = {**self.options, "enable_fp_fusion": True}
-        function[(self.grid,)](*self.arguments, **self.constants, **options)
+    def run(self, tuner: Any = None) -> None:
+        """Launch the default configuration, or the one that a tuner finds."""
+        options = self.options if tuner is None else {}
+        function = kernel_function(self.kernel) if tuner is None else tuner
+        function[self.grid](*self.arguments, **self.constants, **options, **OPTIONS)
 
 
 def _rows(p: ConvProblem, pass_name: Pass) -> tuple[int, int]:
@@ -247,14 +269,10 @@ class Plan(NamedTuple):
         chosen = SPACE[pass_name, how][0] if config is None else config
         return cls(pass_name, p, blocking, how, chosen, block_q(columns, channels_last))
 
-    @property
-    def block_rows(self) -> int:
-        return self.config.block_m // self.block_q
-
-    @property
-    def tiles(self) -> int:
+    def tiles(self, block_m: int) -> int:
+        """Tiles of pixels."""
         rows, columns = _rows(self.problem, self.pass_name)
-        return -(-rows // self.block_rows) * -(-columns // self.block_q)
+        return -(-rows // (block_m // self.block_q)) * -(-columns // self.block_q)
 
     @property
     def units(self) -> int:
@@ -284,14 +302,15 @@ class Plan(NamedTuple):
             "GROUPS_PER_SLAB": b.groups_per_slab,
             "BLOCK_C": b.block_c,
             "BLOCK_K": b.block_k,
-            "BLOCK_ROWS": self.block_rows,
             "BLOCK_Q": self.block_q,
             "PRECISION": "tf32" if self.precision == "tf32" else "ieee",
         }
 
     @property
-    def options(self) -> dict[str, int]:
-        return {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
+    def choice(self) -> tuple[Config, ...]:
+        """What tuning measures for this problem."""
+        rows, columns = _rows(self.problem, self.pass_name)
+        return pruned(self.pass_name, self.blocking, self.precision, rows * columns)
 
     @property
     def geometry(self) -> tuple[int, ...]:
@@ -313,9 +332,13 @@ class Plan(NamedTuple):
             "BLOCK_K": b.block_k,
         }
         strides = (read[1], written[1], stride_r, stride_s, p.k_per_group * stride_k)
-        grid = self.units * 9 * self.c_blocks
+        grid = (self.units * 9 * self.c_blocks,)
         return Launch(
-            "pack_weights_kernel", grid, (w, packed, p.G, *strides), constants, {"num_warps": 2}
+            "pack_weights_kernel",
+            lambda meta: grid,
+            (w, packed, p.G, *strides),
+            constants,
+            {"num_warps": 2},
         )
 
     def fprop(
@@ -323,29 +346,49 @@ class Plan(NamedTuple):
     ) -> Launch:
         """epilogue: bias, scale, shift, and a residual with the strides of y."""
         arguments = (x, packed, y, *epilogue, *self.geometry, *x.stride(), *y.stride())
-        constants = {**self.constants, "RELU": relu}
-        return Launch("fprop_kernel", self.tiles * self.units, arguments, constants, self.options)
+        return self._tiled("fprop_kernel", self.units, arguments, RELU=relu)
 
     def dgrad(self, dy: Tensor, packed: Tensor, dx: Tensor) -> Launch:
         arguments = (dy, packed, dx, *self.geometry, *dy.stride(), *dx.stride())
-        grid = self.tiles * self.problem.stride_h**2 * self.units
-        return Launch("dgrad_kernel", grid, arguments, self.constants, self.options)
+        return self._tiled("dgrad_kernel", self.problem.stride_h**2 * self.units, arguments)
 
-    def splits(self, processors: int) -> tuple[int, int]:
-        """Into how many parts wgrad cuts the pixels, and the tiles of each: four programs for each
-        multiprocessor, of two tiles or more."""
+    def _tiled(
+        self, kernel: str, each: int, arguments: tuple[Any, ...], **constants: bool
+    ) -> Launch:
+        """A launch of some programs for each tile of pixels."""
+        return Launch(
+            kernel,
+            lambda meta: (self.tiles(meta["BLOCK_M"]) * each,),
+            arguments,
+            {**self.constants, **constants},
+            self.config.options,
+            self.choice,
+        )
+
+    def splits(self, processors: int) -> int:
+        """Into how many parts wgrad cuts the pixels: four programs for each multiprocessor, of two
+        tiles or more. The default's tiles, so that the workspace suits every configuration."""
         programs = 3 * self.c_blocks * self.units
-        wanted = max(1, min(4 * processors // programs, self.tiles // 2))
-        each = -(-self.tiles // wanted)
-        return -(-self.tiles // each), each
+        tiles = self.tiles(self.config.block_m)
+        wanted = max(1, min(4 * processors // programs, tiles // 2))
+        return -(-tiles // -(-tiles // wanted))
 
-    def wgrad(self, dy: Tensor, x: Tensor, partial: Tensor, each: int) -> Launch:
-        arguments = (dy, x, partial, *self.geometry, *dy.stride(), *x.stride(), self.tiles, each)
-        grid = partial.shape[0] * 3 * self.c_blocks * self.units
-        return Launch("wgrad_kernel", grid, arguments, self.constants, self.options)
+    def wgrad(self, dy: Tensor, x: Tensor, partial: Tensor) -> Launch:
+        splits = partial.shape[0]
+        grid = (splits * 3 * self.c_blocks * self.units,)
+        return Launch(
+            "wgrad_kernel",
+            lambda meta: grid,
+            (dy, x, partial, *self.geometry, *dy.stride(), *x.stride(), splits),
+            self.constants,
+            self.config.options,
+            self.choice,
+        )
 
     def reduce(self, partial: Tensor, dw: Tensor) -> Launch:
-        grid = -(-dw.numel() // _REDUCE_BLOCK)
+        grid = (-(-dw.numel() // _REDUCE_BLOCK),)
         arguments = (partial, dw, partial.shape[0], dw.shape[0], *dw.stride())
         constants = {"C_PER_GROUP": dw.shape[1], "BLOCK": _REDUCE_BLOCK}
-        return Launch("wgrad_reduce_kernel", grid, arguments, constants, {"num_warps": 2})
+        return Launch(
+            "wgrad_reduce_kernel", lambda meta: grid, arguments, constants, {"num_warps": 2}
+        )

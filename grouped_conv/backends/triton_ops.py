@@ -1,24 +1,25 @@
 """The operators ``grouped_conv::triton_*``: launches of the Triton kernels, tuned or not.
 
-``triton.autotune`` wraps one launch whose arguments exist; here the grid, the packed weight and the
-workspace depend on the configuration, and a capture into a CUDA graph must not start measuring. So
-configurations are measured here, whole passes with ``triton.testing.do_bench``, and the best one is
-kept by problem.
+``triton.autotune`` measures a problem when it first meets it, wherever that is. So the kernels are
+not decorated with it: a tuner stands between a launch and its kernel only where tuning was asked
+for, and never measures during the capture of a CUDA graph.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grouped_conv.backends.triton import AUTOTUNE_VARIABLE, Config, Plan, pruned
-from grouped_conv.problem import ConvProblem, Pass
+from grouped_conv.backends.triton import AUTOTUNE_VARIABLE, Config, Launch, Plan, kernel_function
+from grouped_conv.problem import ConvProblem
 
 NAMES = ("fprop", "fprop_affine", "dgrad", "wgrad")
 
@@ -28,9 +29,12 @@ for _name in NAMES:  # the schemas stand in csrc/ops.cpp, and nowhere else
     _library.define(_schema.replace(f"grouped_conv::{_name}(", f"triton_{_name}(", 1))
 
 Fake = Callable[..., Tensor]
-_Run = Callable[[Config | None], None]
 
-_tuned: dict[tuple[Any, ...], Config] = {}
+_measured: set[Hashable] = set()
+"""Problems that a tuner knows."""
+
+_one_at_a_time = threading.Lock()
+"""Tuners keep the arguments of a call in themselves."""
 
 
 def implement(fakes: dict[str, Fake]) -> None:
@@ -81,27 +85,21 @@ def _fprop(
     *attributes: Any,
 ) -> None:
     p = _problem(x.shape, w.shape, *attributes)
+    if _nothing_to_do(y, x, w):
+        return
     vectors = [None if t is None else t.contiguous() for t in epilogue[:3]]
-
-    def run(config: Config | None) -> None:
-        plan = Plan.of("fprop", p, x.dtype, _dense_channels(x), config)
-        packed = w.new_empty(plan.packed_size)
-        plan.pack(w, packed).run()
-        plan.fprop(x, packed, y, (*vectors, epilogue[3]), relu).run()
-
-    _launch("fprop", p, run, y, x, w)
+    plan = Plan.of("fprop", p, x.dtype, _dense_channels(x))
+    packed = w.new_empty(plan.packed_size)
+    _launch(plan.pack(w, packed), plan.fprop(x, packed, y, (*vectors, epilogue[3]), relu))
 
 
 def _dgrad(dx: Tensor, dy: Tensor, w: Tensor, *attributes: Any) -> None:
     p = _problem(dx.shape, w.shape, *attributes)
-
-    def run(config: Config | None) -> None:
-        plan = Plan.of("dgrad", p, dy.dtype, _dense_channels(dx), config)
-        packed = w.new_empty(plan.packed_size)
-        plan.pack(w, packed).run()
-        plan.dgrad(dy, packed, dx).run()
-
-    _launch("dgrad", p, run, dx, dy, w)
+    if _nothing_to_do(dx, dy, w):
+        return
+    plan = Plan.of("dgrad", p, dy.dtype, _dense_channels(dx))
+    packed = w.new_empty(plan.packed_size)
+    _launch(plan.pack(w, packed), plan.dgrad(dy, packed, dx))
 
 
 def _wgrad(dw: Tensor, dy: Tensor, x: Tensor, *attributes: Any) -> None:
@@ -109,15 +107,12 @@ def _wgrad(dw: Tensor, dy: Tensor, x: Tensor, *attributes: Any) -> None:
     if dy.numel() == 0:
         dw.zero_()
         return
-
-    def run(config: Config | None) -> None:
-        plan = Plan.of("wgrad", p, x.dtype, _dense_channels(x), config)
-        splits, each = plan.splits(_processors(x.device))
-        partial = torch.empty((splits, 9, p.K, p.c_per_group), dtype=torch.float32, device=x.device)
-        plan.wgrad(dy, x, partial, each).run()
-        plan.reduce(partial, dw).run()
-
-    _launch("wgrad", p, run, dw, dy, x)
+    if _nothing_to_do(dw, dy, x):
+        return
+    plan = Plan.of("wgrad", p, x.dtype, _dense_channels(x))
+    shape = (plan.splits(_processors(x.device)), 9, p.K, p.c_per_group)
+    partial = torch.empty(shape, dtype=torch.float32, device=x.device)
+    _launch(plan.wgrad(dy, x, partial), plan.reduce(partial, dw))
 
 
 def _problem(
@@ -138,39 +133,59 @@ def _problem(
     return p
 
 
-def _launch(pass_name: Pass, p: ConvProblem, run: _Run, out: Tensor, *read: Tensor) -> None:
+def _nothing_to_do(out: Tensor, *read: Tensor) -> bool:
+    """Whether the result has no elements; tensors that the kernels cannot address are an error."""
     if out.numel() == 0:
-        return
+        return True
     for t in (out, *read):
         span = sum((n - 1) * abs(s) for n, s in zip(t.shape[1:], t.stride()[1:], strict=True))
         if span >= 2**31:
             raise RuntimeError("grouped_conv: an image has more than 2^31 elements")
-    if not out.is_cuda:
-        run(None)
+    return False
+
+
+def _launch(*launches: Launch) -> None:
+    device = launches[0].arguments[0].device
+    with torch.cuda.device(device) if _elsewhere(device) else contextlib.nullcontext():
+        for launch in launches:
+            if len(launch.choice) > 1 and _tuning(device):
+                _launch_tuned(launch, device)
+            else:
+                launch.run()
+
+
+def _tuning(device: torch.device) -> bool:
+    return device.type == "cuda" and os.environ.get(AUTOTUNE_VARIABLE) == "1"
+
+
+def _launch_tuned(launch: Launch, device: torch.device) -> None:
+    """With the best configuration; with the default where a capture meets an unknown problem."""
+    arguments = (a.dtype if isinstance(a, Tensor) else a for a in launch.arguments)
+    problem = (launch.kernel, launch.choice, device, *arguments, *launch.constants.values())
+    if problem not in _measured and torch.cuda.is_current_stream_capturing():
+        launch.run()
         return
-    with torch.cuda.device(out.device) if _elsewhere(out) else contextlib.nullcontext():
-        run(_config(pass_name, p, run, out, read))
+    with _one_at_a_time:
+        launch.run(_tuner(launch.kernel, launch.choice, device))
+    _measured.add(problem)
 
 
-def _config(
-    pass_name: Pass, p: ConvProblem, run: _Run, out: Tensor, read: Sequence[Tensor]
-) -> Config | None:
-    """What tuning found for a problem; None, the default, where there was and is no tuning."""
-    if os.environ.get(AUTOTUNE_VARIABLE) != "1":
-        return None
-    layouts = [_dense_channels(t) for t in (out, *read)]
-    plan = Plan.of(pass_name, p, out.dtype, layouts[0])
-    key = (pass_name, p, out.dtype, plan.precision, *layouts, out.device)
-    if key not in _tuned and not torch.cuda.is_current_stream_capturing():
-        do_bench = importlib.import_module("triton.testing").do_bench
-        choice = pruned(pass_name, plan.blocking, plan.precision, p.N * p.P * p.Q)
-        times = [do_bench(lambda config=config: run(config)) for config in choice]
-        _tuned[key] = choice[times.index(min(times))]
-    return _tuned.get(key)
+@functools.cache
+def _tuner(kernel: str, choice: tuple[Config, ...], device: torch.device) -> Any:
+    """``triton.autotune`` of a kernel; it does not tell devices apart, so each has its own."""
+    triton = importlib.import_module("triton")
+    function = kernel_function(kernel)
+    configs = [
+        triton.Config({"BLOCK_M": c.block_m}, num_warps=c.num_warps, num_stages=c.num_stages)
+        for c in choice
+    ]
+    # Every size, stride and constant; of pointers it adds the types.
+    key = [n for n in function.arg_names if n != "BLOCK_M" and not n.endswith("_ptr")]
+    return triton.autotune(configs=configs, key=key)(function)
 
 
-def _elsewhere(t: Tensor) -> bool:
-    return t.device.index != torch.cuda.current_device()
+def _elsewhere(device: torch.device) -> bool:
+    return device.type == "cuda" and device.index != torch.cuda.current_device()
 
 
 def _dense_channels(t: Tensor) -> bool:

@@ -51,7 +51,12 @@ def interpret(launches: list[backend.Launch], capability: int) -> None:
         # Scratch memory, which these kernels do not use.
         arguments += [0] * (len(kernel.parameters) - len(arguments))
         ptx.launch(
-            kernel, memory, (launch.grid,), (compiled.threads,), arguments, compiled.shared_bytes
+            kernel,
+            memory,
+            launch.grid(launch.options),
+            (compiled.threads,),
+            arguments,
+            compiled.shared_bytes,
         )
     for key, tensor in tensors.items():
         target = bits(tensor)
