@@ -415,6 +415,14 @@ def test_a_backend_that_refuses_is_no_failure() -> None:
     assert "REFUSED" in report.whole(run)
 
 
+@needs_extra
+def test_another_backend_can_be_a_peer() -> None:
+    row = measured(replace(PLAN, backend="aten", peers=("torch", "native", "triton")))
+    assert (row.status, row.notes) == ("ok", [])
+    names = [peer.name for peer in row.peers]
+    assert names == ["PyTorch", "native"]  # the Triton kernels do not take tensors of a CPU
+
+
 # Reports.
 
 
@@ -578,6 +586,7 @@ def test_high_water_sees_what_a_call_allocates() -> None:
         (["--plot", "plot.txt"], "does not end in .png"),
         (["--csv", "no/such/directory/rows.csv"], "there is no such directory"),
         (["--device", "cpu", "--peers", "spio"], "spio needs a CUDA device"),
+        (["--device", "cpu", "--peers", "triton"], "triton needs a CUDA device"),
         (["--from-json", "no-such-file.json"], "no-such-file.json"),
     ],
 )

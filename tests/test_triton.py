@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grouped_conv import _libraries, available_backends, explain, routing
 from grouped_conv.backends import triton
@@ -119,6 +120,27 @@ def who_computes_on_a_gpu(
     p = ConvProblem(2, 48, 9, 8, 48, 3, 3, 4, 1, 1)  # 12 channels per group
     decision = routing.decide(p, torch.float16, "cuda", True, "fprop", "auto")
     return decision.backend, dict(decision.refused)
+
+
+@pytest.mark.parametrize("auto", [True, False])
+def test_explain_on_a_gpu_without_the_compiled_library(auto: bool, monkeypatch: pytest.MonkeyPatch):
+    """What a user reads there; fake tensors are of a GPU that need not be there."""
+    monkeypatch.setattr(_libraries, "_cuda_absent_reason", "there is no nvcc")
+    monkeypatch.setattr(triton, "unavailable", lambda: None)
+    monkeypatch.setattr(triton, "_CUDA_AUTO", auto)
+    monkeypatch.setattr(routing, "_cache", {})
+    with FakeTensorMode():
+        x = torch.empty(2, 48, 9, 8, device="cuda", dtype=torch.float16)
+        w = torch.empty(48, 12, 3, 3, device="cuda", dtype=torch.float16)
+        decision = explain(x, w, None, 1, 1, 1, 4)
+    lines = str(decision).splitlines()
+    assert "  native refused: there is no nvcc" in lines
+    if auto:
+        assert lines[0] == "triton: fprop_triton_float16"
+        assert [decision.passes[name][0] for name in PASSES] == ["triton"] * 3
+    else:
+        assert lines[0] == "aten: aten::convolution"
+        assert any(line.startswith("  triton refused: the Triton kernels have") for line in lines)
 
 
 def test_auto_takes_triton_where_there_is_no_compiled_library(monkeypatch: pytest.MonkeyPatch):

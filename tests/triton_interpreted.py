@@ -7,7 +7,11 @@ The interpreter computes in numpy: float16 and float32 are right there, bfloat16
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -228,6 +232,51 @@ def test_many_splits_of_the_weight_gradient(monkeypatch: pytest.MonkeyPatch):
     check(p, torch.float16, "nhwc")
     with poisoned():
         assert torch.equal(compute(p, x, w, b, dy)[2], compute(p, x, w, b, dy)[2])
+
+
+def test_tuning(monkeypatch: pytest.MonkeyPatch):
+    """The fastest is kept for a problem; nothing is measured unasked, or during a capture."""
+    measured: list[str] = []
+
+    def do_bench(call: Callable[[], None], quantiles: tuple[float, ...]) -> list[float]:
+        call()
+        measured.append("once")
+        return [1 / len(measured)] * 3  # each is faster than the one before
+
+    autotune = partial(importlib.import_module("triton").autotune, do_bench=do_bench)
+    monkeypatch.setattr("triton.autotune", autotune)
+    monkeypatch.setattr(triton_ops, "_measured", set())
+    monkeypatch.setattr(triton_ops, "_tuning", lambda device: "TUNE" in os.environ)
+    stream = SimpleNamespace(captured=False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: stream.captured)
+    triton_ops._tuner.cache_clear()
+    p = problem(4, 4, 2, n=3, h=4, w=11)
+    x, w, b, dy = operands(p, torch.float16, "nhwc")
+    default = compute(p, x, w, b, dy)
+    assert measured == []
+    monkeypatch.setenv("TUNE", "1")
+    stream.captured = True
+    compute(p, x, w, b, dy)
+    assert measured == []
+    stream.captured = False
+    tuned = compute(p, x, w, b, dy)
+    choices = {name: triton.Plan.of(name, p, x.dtype, True).choice for name in PASSES}
+    assert len(measured) == sum(map(len, choices.values())) > len(PASSES)
+    for name, choice in choices.items():
+        tuner = triton_ops._tuner(f"{name}_kernel", choice, x.device)
+        assert tuner.best_config.all_kwargs().items() >= choice[-1].options.items()
+    known = len(measured)
+    for captured in (False, True):
+        stream.captured = captured
+        again = compute(p, x, w, b, dy)
+        assert len(measured) == known
+        for first, second, plain in zip(tuned, again, default, strict=True):
+            assert torch.equal(first, second)
+            torch.testing.assert_close(first, plain, rtol=2e-3, atol=2e-3)
+    x, w, b, dy = operands(p, torch.float16, "nchw")  # another problem
+    compute(p, x, w, b, dy, "nchw")
+    assert len(measured) == known  # met in a capture
+    triton_ops._tuner.cache_clear()
 
 
 def test_empty_batch():

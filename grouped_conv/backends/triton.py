@@ -55,7 +55,7 @@ class Config(NamedTuple):
         }
 
 
-_CONV_TF32 = (Config(64, 2, 3), Config(64, 2, 4), Config(128, 4, 3))
+_CONV_TF32 = (Config(32, 2, 3), Config(32, 2, 4), Config(64, 4, 3))
 _CONV_IEEE = (Config(64, 2, 3), Config(64, 4, 3))
 
 SPACE: dict[tuple[Pass, str], tuple[Config, ...]] = {
@@ -63,7 +63,6 @@ SPACE: dict[tuple[Pass, str], tuple[Config, ...]] = {
         Config(64, 2, 3),
         Config(64, 2, 4),
         Config(128, 4, 3),
-        Config(128, 4, 4),
     ),
     ("fprop", "tf32"): _CONV_TF32,
     ("fprop", "ieee"): _CONV_IEEE,
@@ -89,19 +88,20 @@ class Blocking(NamedTuple):
     def of(cls, pass_name: Pass, c_per_group: int, k_per_group: int, precision: str) -> Blocking:
         """The blocking of a pass; in dgrad, block_c counts channels of dy."""
         groups = max(1, _MINIMUM_EXTENT // max(c_per_group, k_per_group))
-        # wgrad keeps three tiles of sums, and float32 on FMA units keeps operands in registers.
-        most = 64 if pass_name != "wgrad" and precision == "16-bit" else 32
+        # The registers of a thread are the bound: they hold a tile of sums in float32, three tiles
+        # in wgrad, and where products are on FMA units the operands, too.
+        most_read = 64 if pass_name != "wgrad" and precision == "16-bit" else 32
+        most_written = 32
         if precision == "ieee":
-            most = 16
+            most_read = most_written = 16
         read, written = c_per_group, k_per_group
         if pass_name == "dgrad":
             read, written = written, read
 
-        def block(channels: int) -> int:
-            wanted = max(_MINIMUM_EXTENT, 1 << (groups * channels - 1).bit_length())
-            return min(wanted, most)
+        def block(channels: int, most: int) -> int:
+            return min(most, max(_MINIMUM_EXTENT, 1 << (groups * channels - 1).bit_length()))
 
-        return cls(groups, block(read), block(written))
+        return cls(groups, block(read, most_read), block(written, most_written))
 
     def slabs(self, groups: int) -> int:
         return -(-groups // self.groups_per_slab)

@@ -161,7 +161,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=_list_of(PEERS),
         default=["torch"],
         metavar="LIST",
-        help="torch (always), inductor, spio (default: torch)",
+        help="torch (always), inductor, spio; native, triton: other backends of this library "
+        "(default: torch)",
     )
     add("--threads", type=_positive, help="CPU threads (default: PyTorch's choice)")
     add(

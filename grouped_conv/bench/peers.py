@@ -6,13 +6,14 @@ import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grouped_conv import functional
+from grouped_conv import available_backends, functional
 from grouped_conv.bench.roofline import DTYPES
 from grouped_conv.problem import PASSES, ConvProblem, Pass
 
@@ -20,7 +21,9 @@ LAYOUTS: dict[str, torch.memory_format] = {
     "nhwc": torch.channels_last,
     "nchw": torch.contiguous_format,
 }
-PEERS = ("torch", "inductor", "spio")
+OURS = ("native", "triton")
+"""Backends of this library that can be peers of another."""
+PEERS = ("torch", "inductor", "spio", *OURS)
 
 Work = Literal["fprop", "dgrad", "wgrad", "fprop_affine"]
 """What can be measured: the passes, and fprop with scale, shift, residual and relu."""
@@ -263,12 +266,28 @@ def _spio_refusal(case: Case) -> str | None:
 
 def missing(name: str, device: torch.device) -> str | None:
     """Why a peer cannot run in this process at all, or None."""
-    if name == "spio":
-        if device.type != "cuda":
-            return "spio needs a CUDA device"
-        if importlib.util.find_spec("spio") is None:
-            return "spio is not installed"
-    return None
+    if name in ("spio", "triton") and device.type != "cuda":
+        return f"{name} needs a CUDA device"
+    if name == "spio" and importlib.util.find_spec("spio") is None:
+        return "spio is not installed"
+    return available_backends()[name] if name in OURS else None
+
+
+def _computes(name: str, case: Case) -> bool:
+    """Whether a backend of this library takes a case."""
+    channels_last = case.layout == "nhwc"
+    dtype = DTYPES[case.dtype]
+    try:
+        functional.decide(
+            case.problem, dtype, case.device, channels_last, case.decided_as, backend=name
+        )
+    except RuntimeError:
+        return False
+    return True
+
+
+def _named(name: str, case: Case) -> Contender:
+    return replace(ours(case, name), name=name)
 
 
 def peers(case: Case, names: tuple[str, ...]) -> list[Callable[[], Contender]]:
@@ -286,4 +305,7 @@ def peers(case: Case, names: tuple[str, ...]) -> list[Callable[[], Contender]]:
         makers.append(lambda: _inductor(case))
     if "spio" in names and _spio_refusal(case) is None:
         makers.append(lambda: _spio(case.in_layout("nhwc")))
+    makers += [
+        partial(_named, name, case) for name in OURS if name in names and _computes(name, case)
+    ]
     return makers
