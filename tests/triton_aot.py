@@ -107,7 +107,7 @@ def compile_launch(
     done = compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={**stated, **backend.OPTIONS},
+        options={**stated, **backend.compile_options(launch.kernel)},
     )
     return Compiled(
         done.asm["ptx"],

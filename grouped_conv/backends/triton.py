@@ -69,7 +69,7 @@ SPACE: dict[tuple[Pass, str], tuple[Config, ...]] = {
     ("dgrad", "16-bit"): (Config(64, 2, 3), Config(64, 2, 4)),
     ("dgrad", "tf32"): _CONV_TF32,
     ("dgrad", "ieee"): _CONV_IEEE,
-    ("wgrad", "16-bit"): (Config(64, 4, 2), Config(64, 4, 3)),
+    ("wgrad", "16-bit"): (Config(32, 4, 2), Config(32, 4, 3)),
     ("wgrad", "tf32"): (Config(32, 4, 2),),
     ("wgrad", "ieee"): (Config(32, 4, 2),),
 }
@@ -208,14 +208,14 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if conv.fp32_precision == "tf32" else "ieee"
 
 
-OPTIONS = {
+def compile_options(kernel: str) -> dict[str, Any]:
+    """How a kernel is compiled, whatever its configuration."""
     # Stated, because the default differs between versions of Triton.
-    "enable_fp_fusion": True,
-    # ptxas is to take the registers that a kernel needs. By default it rounds them down where that
-    # lets one more program run beside the others, and spills a few.
-    "ptx_options": "--register-usage-level=0",
-}
-"""How all kernels are compiled."""
+    options: dict[str, Any] = {"enable_fp_fusion": True}
+    if kernel == "wgrad_kernel":
+        # As a rule ptxas rather spills a few registers than give up a program of a multiprocessor.
+        options["ptx_options"] = "--register-usage-level=10"
+    return options
 
 
 class Launch(NamedTuple):
@@ -234,7 +234,9 @@ class Launch(NamedTuple):
         """Launch the default configuration, or the one that a tuner finds."""
         options = self.options if tuner is None else {}
         function = kernel_function(self.kernel) if tuner is None else tuner
-        function[self.grid](*self.arguments, **self.constants, **options, **OPTIONS)
+        function[self.grid](
+            *self.arguments, **self.constants, **options, **compile_options(self.kernel)
+        )
 
 
 def _rows(p: ConvProblem, pass_name: Pass) -> tuple[int, int]:
