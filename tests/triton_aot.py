@@ -107,7 +107,7 @@ def compile_launch(
     done = compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={**stated, **backend.compile_options(launch.kernel)},
+        options={**stated, **backend.COMPILED},
     )
     return Compiled(
         done.asm["ptx"],

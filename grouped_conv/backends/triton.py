@@ -71,7 +71,7 @@ SPACE: dict[tuple[Pass, str], tuple[Config, ...]] = {
     ("dgrad", "ieee"): _CONV_IEEE,
     ("wgrad", "16-bit"): (Config(32, 4, 2), Config(32, 4, 3)),
     ("wgrad", "tf32"): (Config(32, 4, 2),),
-    ("wgrad", "ieee"): (Config(32, 4, 2),),
+    ("wgrad", "ieee"): (Config(32, 8, 2),),
 }
 """What tuning chooses from, by pass and precision, the default first: what spills no registers, in
 any layout and with any number of channels."""
@@ -94,12 +94,14 @@ class Blocking(NamedTuple):
         most_written = 32
         if precision == "ieee":
             most_read = most_written = 16
-        read, written = c_per_group, k_per_group
+        read, written = groups * c_per_group, groups * k_per_group
         if pass_name == "dgrad":
             read, written = written, read
 
         def block(channels: int, most: int) -> int:
-            return min(most, max(_MINIMUM_EXTENT, 1 << (groups * channels - 1).bit_length()))
+            """The largest that is full, or the least."""
+            sizes = (size for size in (64, 32) if size <= most and channels % size == 0)
+            return next(sizes, _MINIMUM_EXTENT)
 
         return cls(groups, block(read, most_read), block(written, most_written))
 
@@ -208,14 +210,8 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if conv.fp32_precision == "tf32" else "ieee"
 
 
-def compile_options(kernel: str) -> dict[str, Any]:
-    """How a kernel is compiled, whatever its configuration."""
-    # Stated, because the default differs between versions of Triton.
-    options: dict[str, Any] = {"enable_fp_fusion": True}
-    if kernel == "wgrad_kernel":
-        # As a rule ptxas rather spills a few registers than give up a program of a multiprocessor.
-        options["ptx_options"] = "--register-usage-level=10"
-    return options
+COMPILED = {"enable_fp_fusion": True}
+"""How all kernels are compiled; stated, because the default differs between versions of Triton."""
 
 
 class Launch(NamedTuple):
@@ -234,9 +230,7 @@ class Launch(NamedTuple):
         """Launch the default configuration, or the one that a tuner finds."""
         options = self.options if tuner is None else {}
         function = kernel_function(self.kernel) if tuner is None else tuner
-        function[self.grid](
-            *self.arguments, **self.constants, **options, **compile_options(self.kernel)
-        )
+        function[self.grid](*self.arguments, **self.constants, **options, **COMPILED)
 
 
 def _rows(p: ConvProblem, pass_name: Pass) -> tuple[int, int]:
