@@ -1,7 +1,7 @@
 """Triton kernels compiled ahead of time, for GPUs that are not there.
 
-``python tests/triton_aot.py`` compiles the whole space, a quarter of an hour on two cores, and
-prints what its kernels take; ``test_triton.py`` compiles what is taken without tuning.
+``python tests/triton_aot.py`` compiles the whole space, for which two cores need the better part of
+an hour, and prints what its kernels take; ``test_triton.py`` compiles what is taken without tuning.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CAPABILITIES = (80, 90)
 _REGISTERS = 64 * 1024
 _SHARED_MEMORY = 100 * 1024
 _SHARED_MEMORY_OF_A_PROGRAM = 99 * 1024
-_LEAST_WARPS = 4
+_LEAST_WARPS = 8
 """Warps that must find room in a multiprocessor, whatever a program takes."""
 
 _POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
