@@ -124,7 +124,7 @@ stage peers 60 "peers=torch,inductor; python3 -c 'import spio' && peers+=,spio; 
 $bench --problems 128x56x56,g32,256x28x28,g32 --dtype float16 --batch 64 --min-time 0.05 --repeats 10 --peers \$peers \
 --json \"\$OUT/peers.json\""
 stage triton 60 'python3 -c "import triton" || exit 77; python3 -m pytest -q -p no:cacheprovider tests/test_triton_cuda.py'
-stage triton_bench 60 "python3 -c 'import triton' || exit 77; $bench --backend triton --dtype float16 --batch 256 --min-time 0.02 --repeats 5 \
+stage triton_bench 60 "python3 -c 'import triton' || exit 77; $bench --backend triton --peers torch,native --dtype float16 --batch 256 --min-time 0.02 --repeats 5 \
 --json \"\$OUT/triton.json\""
 stage gates 30 'python3 tests/sass/gates.py grouped_conv/_cuda.so'
 

@@ -60,6 +60,7 @@ def test_compiled(key: tuple[Pass, str], capability: int, compilers: ProcessPool
 
     for case, compiled in compile_all(list(cases(*key, capability, whole=False)), compilers):
         assert compiled.complaint() is None, f"{case}: {compiled.complaint()}"
+        assert compiled.warps >= 8, case
         # tests/ptx interprets no wgmma, and so what is chosen without tuning can do without.
         assert "wgmma" not in compiled.ptx, case
 

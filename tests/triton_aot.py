@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from sass.listing import find_cuobjdump
@@ -33,7 +34,7 @@ CAPABILITIES = (80, 90)
 _REGISTERS = 64 * 1024
 _SHARED_MEMORY = 100 * 1024
 _SHARED_MEMORY_OF_A_PROGRAM = 99 * 1024
-_LEAST_WARPS = 8
+_LEAST_WARPS = 4
 """Warps that must find room in a multiprocessor, whatever a program takes."""
 
 _POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}

@@ -218,6 +218,10 @@ COMPILED = {"enable_fp_fusion": True}
 """How all kernels are compiled; stated, because the default differs between versions of Triton."""
 
 
+COMPILED = {"enable_fp_fusion": True}
+"""How all kernels are compiled; stated, because the default differs between versions of Triton."""
+
+
 class Launch(NamedTuple):
     """A kernel and its arguments, and the configurations to choose from, the default first."""
 
