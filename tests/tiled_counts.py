@@ -141,9 +141,9 @@ RESNEXT = [Layer(128, 56, 56, 128, 32), Layer(512, 14, 14, 512, 32)]
 ROWS = [
     *(TiledRow(layer, name, BATCH) for layer in LAYERS for name in ("fprop", "dgrad")),
     *(TiledRow(layer, "fprop", BATCH, True) for layer in LAYERS[:1]),
-    *(TiledRow(layer, "fprop", BATCH, False, "tf32") for layer in LAYERS[:1]),
+    *(TiledRow(layer, "fprop", BATCH, math="tf32") for layer in LAYERS[:1]),
     *(
-        TiledRow(layer, "fprop", BATCH, False, math)
+        TiledRow(layer, "fprop", BATCH, math=math)
         for layer in RESNEXT
         for math in ("tf32", "float32")
     ),

@@ -128,7 +128,7 @@ ROWS = [
     *(TiledWgradRow(layer, "wgrad", BATCH) for layer in REGNET),
     TiledWgradRow(REGNET[0], "wgrad", BATCH, planar=True),
     *(
-        TiledWgradRow(layer, "wgrad", BATCH, planar, math)
+        TiledWgradRow(layer, "wgrad", BATCH, planar, math=math)
         for layer in RESNEXT
         for math in ("tf32", "float32")
         for planar in (False, True)
