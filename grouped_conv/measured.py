@@ -148,7 +148,7 @@ def forget() -> None:
 
 def table(device: torch.device) -> Table:
     """The measurements for a device, read when they are first needed."""
-    if not is_on():
+    if not is_on() or (device.type == "cuda" and not torch.cuda.is_available()):
         return Table()
     if device.type == "cuda" and device == torch.device("cuda"):  # without an index
         device = torch.device("cuda", torch.cuda.current_device())

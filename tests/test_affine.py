@@ -494,7 +494,7 @@ def test_function_transforms(name: str, layout: str):
 SCHEMA = (
     "grouped_conv::fprop_affine(Tensor input, Tensor weight, Tensor? bias, Tensor? scale, "
     "Tensor? shift, Tensor? residual, bool relu, SymInt[2] stride, SymInt[2] padding, "
-    "SymInt[2] dilation, SymInt groups) -> Tensor"
+    "SymInt[2] dilation, SymInt groups, bool allow_tf32=False) -> Tensor"
 )
 
 

@@ -125,7 +125,7 @@ def test_every_configuration(key: tuple[Pass, str], monkeypatch: pytest.MonkeyPa
     """The tiles that are not the default; "16-bit" and "ieee" are what the interpreter knows."""
     precision = key[1]
     dtype = torch.float16 if precision == "16-bit" else torch.float32
-    monkeypatch.setattr(triton, "precision", lambda dtype: precision)
+    monkeypatch.setattr(triton, "precision", lambda dtype, allow_tf32: precision)
     for number, config in enumerate(triton.SPACE[key][1:]):
         monkeypatch.setitem(triton.SPACE, key, (config,))
         check(problem(8, 8, 2, n=3, stride=1 + number % 2), dtype, "nhwc")

@@ -81,7 +81,7 @@ def find_kernel(dtype: str, name: str, config: int, architecture: str = "sm_80")
     if name == "wgrad_reduce_kernel":  # one is enough
         architecture = "sm_80"
     kernels = compiled(f"{families[0] if families else 'rowstream'}_{dtype}", architecture)
-    wanted = re.compile(rf"\d{name}I" + (rf".*Li{config}E(?!.*4TailE[12])" if config >= 0 else ""))
+    wanted = re.compile(rf"\d{name}I" + (rf".*Li{config}E(?!.*4TailE[123])" if config >= 0 else ""))
     (found,) = [k for symbol, k in kernels.items() if wanted.search(symbol)]
     return found
 
