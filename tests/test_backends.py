@@ -20,6 +20,8 @@ from grouped_conv import (
     use_backend,
 )
 
+pytestmark = pytest.mark.once
+
 PASSES = ("fprop", "dgrad", "wgrad")
 X = torch.randn(2, 32, 9, 8)
 W = torch.randn(32, 4, 3, 3)

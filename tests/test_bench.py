@@ -30,6 +30,8 @@ from grouped_conv.bench.timing import Budget, Call, CpuStopwatch
 from grouped_conv.bench.verify import Accuracy, Mismatch, exact_part, spread, verify
 from grouped_conv.problem import ConvProblem
 
+pytestmark = pytest.mark.once
+
 MISSING = [name for name in ("tabulate", "tqdm") if importlib.util.find_spec(name) is None]
 needs_extra = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 

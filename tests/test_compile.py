@@ -13,6 +13,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from grouped_conv import GroupedConv2d, grouped_conv2d, use_backend
 
+pytestmark = pytest.mark.once
+
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="inductor needs a C++ compiler")
 

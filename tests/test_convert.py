@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.utils.prune
 from torch import nn
 
 from grouped_conv import GroupedConv2d, replace_grouped_conv_, revert_grouped_conv_
+
+pytestmark = pytest.mark.once
 
 
 class Branch(nn.Module):

@@ -14,6 +14,8 @@ from support import random_cases, short
 from grouped_conv import _C
 from grouped_conv.backends import Query, native
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parents[1]
 HERE = _C.cpu_isa()
 OTHERS = _C.compiled_isas()[_C.compiled_isas().index(HERE) + 1 :]

@@ -18,6 +18,8 @@ import torch
 import grouped_conv
 from grouped_conv import _C, _libraries, _version
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

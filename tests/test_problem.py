@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from grouped_conv import _C
 from grouped_conv.problem import PASSES, ConvProblem, output_extent
 
+pytestmark = pytest.mark.once
+
 EXTENTS = list(itertools.product((1, 2, 3, 7, 8, 31), (1, 2, 3, 5), (0, 1, 3), (1, 2, 3), (1, 2)))
 
 

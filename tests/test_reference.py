@@ -10,6 +10,8 @@ from support import Case, random_cases
 from grouped_conv import reference
 from grouped_conv.problem import ConvProblem
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("case", random_cases(60, seed=11), ids=str)
 def test_oracle_is_pytorch_s_float64(case: Case):

@@ -19,6 +19,8 @@ from grouped_conv import _libraries, grouped_conv2d, grouped_conv2d_affine, ops
 from grouped_conv.backends import allows_tf32
 from grouped_conv.functional import dgrad, use_backend, wgrad
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True)
 def as_with_cuda(monkeypatch: pytest.MonkeyPatch):
