@@ -502,6 +502,7 @@ def test_schema():
     assert str(OP.default._schema) == SCHEMA
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("parts", GRADIENT_SUBSETS, ids=names)
 def test_opcheck(parts: frozenset[str], layout: str):
     call = Call.draw(problem(4, 2, groups=8), layout=layout, parts=parts)
@@ -530,6 +531,7 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("chosen", ["native", "aten"])
 @pytest.mark.parametrize(
     "compiler",

@@ -85,6 +85,7 @@ def test_statistics_tell_of_what_is_not_finite():
     assert torch.equal(~squares.isfinite(), bad)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_ops_are_what_pytorch_expects(with_bias: bool):
     x = torch.randn(2, 8, 5, 6, dtype=torch.float64, requires_grad=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import re
 import shutil
 import subprocess
@@ -61,15 +62,37 @@ def launches() -> Any:
 
 @functools.cache
 def compiled(stem: str, architecture: str = "sm_80") -> dict[str, ptx.Kernel]:
-    """The kernels of ``csrc/cuda/<stem>.cu`` as PTX."""
-    source = ROOT / "csrc" / "cuda" / f"{stem}.cu"
-    command = [NVCC, "-ptx", "-std=c++20", f"-arch={architecture}", "-I", ROOT / "csrc", source]
-    # A file: from sm_90 on nvcc reads what it has written.
+    """The kernels of ``csrc/cuda/<stem>.cu`` as PTX, of rowstream those that are interpreted."""
     with tempfile.TemporaryDirectory() as directory:
+        source = ROOT / "csrc" / "cuda" / f"{stem}.cu"
+        if stem.startswith("rowstream_"):
+            source = Path(directory, f"{stem}.cu")
+            source.write_text(rowstream_source(stem.removeprefix("rowstream_")))
+        # A file: from sm_90 on nvcc reads what it has written.
         target = Path(directory, f"{stem}.ptx")
+        command = [NVCC, "-ptx", "-std=c++20", f"-arch={architecture}", "-I", ROOT / "csrc", source]
         done = subprocess.run([*command, "-o", target], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return ptx.parse(target.read_text(encoding="utf-8"))
+
+
+def rowstream_source(dtype: str) -> str:
+    """What takes them from where the launcher does; all would compile for minutes."""
+    order = [config["name"] for config in _C.cuda_kernels()]  # of fprop and dgrad first
+    element = {"float16": "Float16", "bfloat16": "BFloat16"}[dtype]
+    wanted = {(c.config, "None") for c in CASES if c.dtype == dtype and c.pass_name != "wgrad"}
+    wanted |= set(itertools.product(TAILED[dtype], ("Affine", "Statistics", "Residual")))
+    kernels = "".join(
+        f"    rowstream_kernel<{order.index(config)}, {element}, Tail::k{tail}>(),\n"
+        for config, tail in sorted(wanted)
+    )
+    return f"""#include "cuda/rowstream_launch.cuh"
+namespace grouped_conv::cuda {{
+extern const RowstreamKernel kInterpreted[];
+const RowstreamKernel kInterpreted[] = {{
+{kernels}}};
+}}
+"""
 
 
 FAMILIES = {"wgrad": "wgrad", "nchw_wgrad": "nchw_wgrad", "nchw_conv": "nchw"}
@@ -148,6 +171,11 @@ CASES = [
     # The types differ in conversions alone: one configuration of each family shows those.
     if dtype == "float16" or config["c_per_group"] in (4, 16)
 ]
+TAILED = {
+    "float16": ("conv_c4_s1", "conv_c16_s1_narrow", "fprop_c8_s2"),
+    "bfloat16": ("conv_c4_s1",),
+}
+"""The configurations that are interpreted with an epilogue or statistics, too."""
 # Many partial sums.
 CASES += [Case("wgrad", f"wgrad_c{c}_s1", c, 1, "float16", 132) for c in (4, 32)]
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import ptx
+from grouped_conv import _C
 from grouped_conv.problem import ConvProblem
 from ptx import test_kernels
 from ptx.test_kernels import compiled, launches, same_bits
@@ -21,14 +22,11 @@ pytestmark = test_kernels.pytestmark
 TAILS = {"epilogue": 1, "statistics": 2, "residual": 3}
 """As ``Tail`` in configs.h."""
 CASES = [
-    (tail, *config, dtype)
+    (tail, config["name"], config["c_per_group"], config["stride"], dtype)
     for tail in TAILS
-    for config, dtype in (
-        (("conv_c4_s1", 4, 1), "float16"),
-        (("conv_c4_s1", 4, 1), "bfloat16"),
-        (("conv_c16_s1_narrow", 16, 1), "float16"),
-        (("fprop_c8_s2", 8, 2), "float16"),
-    )
+    for dtype, names in test_kernels.TAILED.items()
+    for config in _C.cuda_kernels()
+    if config["name"] in names
 ]
 
 
