@@ -216,20 +216,18 @@ __attribute__((flatten)) void tile(const TileArgs& a) {
   }
 }
 
-constexpr int kMinPx = 5, kMaxPx = 8;
+#ifndef GROUPED_CONV_MIN_PX
+#define GROUPED_CONV_MIN_PX 5
+#endif
+constexpr int kMinPx = GROUPED_CONV_MIN_PX, kMaxPx = 8;
 
-template <bool kPermute, int kTR, int kTS, int kStride, int kRows, bool kEpilogue>
+// The tile of px columns, kMinPx to kMaxPx.
+template <bool kPermute, int kTR, int kTS, int kStride, int kRows, bool kEpilogue, int kPx = kMinPx>
 inline TileFunction select_px(int px) {
-  switch (px) {
-    case 5:
-      return tile<kPermute, kTR, kTS, kStride, kRows, 5, kEpilogue>;
-    case 6:
-      return tile<kPermute, kTR, kTS, kStride, kRows, 6, kEpilogue>;
-    case 7:
-      return tile<kPermute, kTR, kTS, kStride, kRows, 7, kEpilogue>;
-    default:
-      return tile<kPermute, kTR, kTS, kStride, kRows, 8, kEpilogue>;
+  if constexpr (kPx < kMaxPx) {
+    if (px > kPx) return select_px<kPermute, kTR, kTS, kStride, kRows, kEpilogue, kPx + 1>(px);
   }
+  return tile<kPermute, kTR, kTS, kStride, kRows, kPx, kEpilogue>;
 }
 
 template <bool kPermute, int kTR, int kTS, int kStride, bool kEpilogue = false>
