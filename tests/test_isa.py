@@ -45,7 +45,7 @@ def test_the_best_instruction_set_is_used():
 
 TARGETS = {
     "test_functional.py::test_random_problem": "native and 3x3 and p1",
-    "test_affine.py::test_every_subset": "not float64",
+    "test_affine.py::test_every_subset": "nhwc and not float64",
 }
 
 

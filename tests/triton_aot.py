@@ -197,10 +197,14 @@ def kinds(
 def cases(pass_name: Pass, precision: str, capability: int, whole: bool) -> Iterator[Case]:
     """What triton.py can choose: without tuning for the widths of ResNeXt, or the whole space.
 
+    Of the 16-bit types the whole space has both, what is chosen without tuning one for each GPU.
+
     Sizes that are multiples of 16 and such that are not, for which Triton compiles strides
     differently, take turns.
     """
     dtypes = (torch.float16, torch.bfloat16) if precision == "16-bit" else (torch.float32,)
+    if not whole and len(dtypes) == 2:  # which differ in conversions alone: one for each GPU
+        dtypes = dtypes[:1] if capability == 80 else dtypes[1:]
     space = backend.SPACE[pass_name, precision]
     for dtype, config, (turn, width), channels_last, stride in itertools.product(
         dtypes,
