@@ -315,7 +315,10 @@ def wgrad(
         attributes = (stride, padding, dilation, groups, channels_last, query.allow_tf32)
         return call(op, dy, x, weight_size, *attributes)
     fmt = memory_format(channels_last)
-    w = torch.empty(tuple(weight_size), dtype=x.dtype, device=x.device)
+    # Only the shape and the memory format of w matter, which its gradient gets; but next to a
+    # contiguous x a channels_last w would have ATen compute in channels_last.
+    like = fmt if layout else torch.contiguous_format
+    w = torch.empty(tuple(weight_size), dtype=x.dtype, device=x.device, memory_format=like)
     grads = torch.ops.aten.convolution_backward(
         dy, x, w, None, stride, padding, dilation, False, [0, 0], groups, [False, True, False]
     )

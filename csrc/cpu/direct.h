@@ -10,9 +10,10 @@ namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
 template <class E>
 void direct_element(const PassArgs& args) {
+  const bool winograd = uses_winograd(args);
   if (args.pass == Pass::kWgrad) {
-    direct_wgrad<E>(args);
-  } else if (uses_winograd(args.pass, args.problem)) {
+    winograd ? winograd_wgrad<E>(args) : direct_wgrad<E>(args);
+  } else if (winograd) {
     winograd_conv<E>(args);
     if (args.moments.mean != nullptr) all_row_moments<E>(args);
   } else {

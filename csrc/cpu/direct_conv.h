@@ -212,7 +212,7 @@ class ConvTask {
       TileArgs t{};
       t.chunk = plan_.strip_cols * Vec::kLanes;
       t.words = static_cast<int>(words(c.in_per_group));
-      t.run_words = run_words(t.words);
+      t.run_words = run_words(t.words, c.in_per_group == c.out_per_group);
       t.group_base = Vec::next(group_base_, static_cast<int>(first_word));
       t.bias = bias;
       t.factors = &factors;

@@ -22,6 +22,7 @@
 #include "weights.h"
 #include "wgrad_plan.h"
 #include "wgrad_tile.h"
+#include "winograd_wgrad.h"
 
 namespace grouped_conv::cpu::GROUPED_CONV_ISA {
 
@@ -53,22 +54,26 @@ inline void reduce_slab(const WgradPlan& plan, const float* first, int64_t slab,
 }
 
 // The sums of one block of units over one chunk of the batch.
-template <class E>
+template <class E, bool kWinograd>
 class WgradTask {
  public:
-  WgradTask(const WgradPlan& plan, const PassArgs& args)
-      : plan_(plan), scratch_(ScratchSlot::kTask, scratch_bytes(plan)) {
+  // not_finite, of Winograd's algorithm: one flag per chunk and unit.
+  WgradTask(const WgradPlan& plan, const PassArgs& args, uint8_t* not_finite)
+      : plan_(plan),
+        not_finite_(not_finite),
+        scratch_(ScratchSlot::kTask, scratch_bytes(plan)),
+        winograd_(plan, scratch_.floats() + direct_floats(plan)) {
     using T = typename E::T;
     const bool nhwc = args.layout == Layout::kNHWC;
     const ConvProblem& p = plan.p;
     x_ = {static_cast<T*>(args.x), nhwc, p.C, p.H, p.W};
     dy_ = {static_cast<T*>(args.y), nhwc, p.K, p.P, p.Q};
     dw_ = static_cast<T*>(args.w);
-    rows_ = reinterpret_cast<WgradRow*>(scratch_.floats());  // first: they are aligned there
-    x_strip_ = reinterpret_cast<float*>(rows_ + plan.band_rows);
+    x_strip_ = scratch_.floats();
     dy_strip_ = x_strip_ + plan.units_per_block * plan.x_floats();
     chain_sums_ = dy_strip_ + plan.slabs_at_once * plan.dy_slab();
     block_sums_ = chain_sums_ + plan.units_per_block * plan.unit_floats();
+    rows_ = reinterpret_cast<WgradRow*>(scratch_.floats() + floats(plan));
     if (plan.s.permute) group_base_ = Vec::group_base(static_cast<int>(plan.s.in_per_group));
   }
 
@@ -89,11 +94,17 @@ class WgradTask {
   }
 
  private:
-  static size_t scratch_bytes(const WgradPlan& plan) {
+  // Whole vectors, so that every strip lies on lines of the cache.
+  static int64_t direct_floats(const WgradPlan& plan) {
     const int64_t sums = plan.chunks == 1 ? 2 : 1;
-    return sizeof(float) * (plan.units_per_block * (plan.x_floats() + sums * plan.unit_floats()) +
-                            plan.slabs_at_once * plan.dy_slab() + 2 * Vec::kLanes) +
-           sizeof(WgradRow) * plan.band_rows;
+    return plan.units_per_block * (plan.x_floats() + sums * plan.unit_floats()) +
+           plan.slabs_at_once * plan.dy_slab() + 2 * Vec::kLanes;
+  }
+  static int64_t floats(const WgradPlan& plan) {
+    return direct_floats(plan) + WinogradSums::floats(plan);
+  }
+  static size_t scratch_bytes(const WgradPlan& plan) {
+    return sizeof(float) * floats(plan) + sizeof(WgradRow) * plan.band_rows;
   }
 
   void begin(int64_t block, int64_t chunk) {
@@ -124,6 +135,12 @@ class WgradTask {
                chain + (unit - unit_begin_) * plan_.unit_floats());
         }
       }
+      if constexpr (kWinograd) {
+        if (link + 1 == plan_.chain_passes || pass + 1 == end) {
+          finish_chain(pass - begin >= plan_.chain_passes, sums);
+        }
+        continue;
+      }
       if (chain == sums || (link + 1 < plan_.chain_passes && pass + 1 < end)) continue;
       for (int64_t i = 0; i < floats; i += Vec::kLanes) {
         Vec::store(sums + i, Vec::add(Vec::load(sums + i), Vec::load(chain + i)));
@@ -141,19 +158,58 @@ class WgradTask {
             float* sums) {
     float* x_strips = x_strip_ + (first_unit - unit_begin_) * plan_.x_floats();
     const int64_t units = min64(plan_.units_at_once, unit_end_ - first_unit);
-    load_x(pass, first_unit, units, p0, rows, x_strips);
+    if (!plan_.in_place) load_x(pass, first_unit, units, p0, rows, x_strips);
     const int64_t per_unit = plan_.s.slabs_per_unit, slabs = units * per_unit;
     for (int64_t j = 0; j < slabs; ++j) {
       const int64_t unit = first_unit + j / per_unit;
       if (j % per_unit == 0) look_ahead(pass, p0, rows, unit, place.more_passes);
       const int64_t at_once = plan_.slabs_at_once;
-      if (j % at_once == 0) {
+      if (j % at_once == 0 && !plan_.in_place) {
         load_dy(pass, first_unit * per_unit + j, min64(at_once, slabs - j), p0, rows);
+      }
+      if constexpr (kWinograd) {
+        if (j == 0) take_inputs(pass, p0, rows, unit, x_strips);
+        add_products(pass, p0, rows, first_unit * per_unit + j, place.first);
+        continue;
       }
       const Strips strips{x_strips + (unit - first_unit) * plan_.x_floats(),
                           dy_strip_ + j % at_once * plan_.dy_slab()};
       for (int r = 0; r < 3; ++r) {
         accumulate(p0, rows, r, place.first, strips, sums + j * plan_.slab_floats);
+      }
+    }
+  }
+
+  void take_inputs(int64_t pass, int64_t p0, int64_t rows, int64_t unit, const float* x_strips) {
+    if (plan_.in_place) {
+      winograd_.template take_inputs<E>(p0, rows, plan_.p.C, Vec::kLanes, [&](int64_t h) {
+        return x_.at(plan_.image(pass), plan_.s.in_begin(unit), h, 0);
+      });
+    } else {
+      winograd_.template take_inputs<ElementF32>(
+          p0, rows, Vec::kLanes, plan_.x_chunk(),
+          [&](int64_t h) { return x_strips + (h + plan_.p.pad_h) % plan_.window() * plan_.x_row; });
+    }
+  }
+
+  void add_products(int64_t pass, int64_t p0, int64_t rows, int64_t slab, bool first) {
+    const int64_t unit = slab / plan_.s.slabs_per_unit - unit_begin_;
+    const int64_t i = slab % plan_.s.slabs_per_unit;
+    if (plan_.in_place) {
+      const OutputRows<E> dy{dy_.at(plan_.image(pass), plan_.s.out_begin(slab), p0, 0),
+                             plan_.p.Q * plan_.p.K, plan_.p.K, plan_.s.lanes(slab)};
+      winograd_.add(unit, i, rows, dy, first, ahead_);
+    } else {
+      const OutputRows<ElementF32> dy{dy_strip_, plan_.dy_row, Vec::kLanes, Vec::kLanes};
+      winograd_.add(unit, i, rows, dy, first, ahead_);
+    }
+  }
+
+  void finish_chain(bool add, float* sums) {
+    for (int64_t unit = unit_begin_; unit < unit_end_; ++unit) {
+      const int64_t i = unit - unit_begin_;
+      if (!winograd_.finish(i, add, sums + i * plan_.unit_floats())) {
+        not_finite_[chunk_ * plan_.s.units + unit] = 1;
       }
     }
   }
@@ -233,6 +289,10 @@ class WgradTask {
       }
     }
     if (next.pass < plan_.passes) walk_band(next, share, shares);
+    if constexpr (kWinograd) {
+      ahead_.spread(s.slabs_per_unit * plan_.sum_runs * kPlaces);
+      return;
+    }
     const int64_t blocks = s.slabs_per_unit * 3 * ceil_div(s.in_per_group, Vec::kWgradChannels);
     // Steps at the ends of rows do not ask.
     ahead_.spread(blocks * rows * max64(1, plan_.p.Q - 2));
@@ -293,7 +353,9 @@ class WgradTask {
   }
 
   const WgradPlan& plan_;
+  uint8_t* not_finite_;
   ScratchLease scratch_;
+  WinogradSums winograd_;
   Activation<E> x_, dy_;
   WgradRow* rows_;
   float *x_strip_, *dy_strip_, *chain_sums_, *block_sums_;
@@ -304,24 +366,24 @@ class WgradTask {
   Vec::Index group_base_{};
 };
 
-template <class E>
-void direct_wgrad(const PassArgs& args) {
-  const WgradPlan plan = make_wgrad_plan(args);
+template <class E, bool kWinograd>
+void run_wgrad_plan(const WgradPlan& plan, const PassArgs& args, uint8_t* not_finite) {
   const int64_t chunk_floats = plan.s.slabs() * plan.slab_floats;
   const ScratchLease partials(ScratchSlot::kShared,
                               sizeof(float) * (plan.chunks == 1 ? 0 : plan.chunks * chunk_floats));
   struct Context {
     const WgradPlan& plan;
     const PassArgs& args;
+    uint8_t* not_finite;
     float* partials;
     int64_t chunk_floats;
-  } context{plan, args, partials.floats(), chunk_floats};
+  } context{plan, args, not_finite, partials.floats(), chunk_floats};
 
   args.parallel.run(
       plan.tasks(),
       [](int64_t begin, int64_t end, void* opaque) {
         const Context& x = *static_cast<Context*>(opaque);
-        WgradTask<E> task(x.plan, x.args);
+        WgradTask<E, kWinograd> task(x.plan, x.args, x.not_finite);
         for (int64_t i = begin; i < end; ++i) {
           const int64_t block = i % x.plan.blocks, chunk = i / x.plan.blocks;
           if (x.plan.chunks == 1) {
@@ -340,6 +402,49 @@ void direct_wgrad(const PassArgs& args) {
         auto* dw = static_cast<typename E::T*>(x.args.w);
         for (int64_t slab = begin; slab < end; ++slab) {
           reduce_slab<E>(x.plan, x.partials + slab * x.plan.slab_floats, slab, dw);
+        }
+      },
+      &context);
+}
+
+template <class E>
+void direct_wgrad(const PassArgs& args) {
+  run_wgrad_plan<E, false>(make_wgrad_plan(args, false), args, nullptr);
+}
+
+// A transform mixes pixels. So an Inf or NaN, or a sum that overflows, would reach taps that have
+// nothing to do with it: a group whose gradient is not finite is computed again by the direct
+// kernel.
+template <class E>
+void winograd_wgrad(const PassArgs& args) {
+  const WgradPlan plan = make_wgrad_plan(args, true);
+  const int64_t flag_bytes = plan.chunks * plan.s.units;
+  const ScratchLease flags(ScratchSlot::kFlags, flag_bytes);
+  auto* const not_finite = reinterpret_cast<uint8_t*>(flags.floats());
+  std::memset(not_finite, 0, flag_bytes);
+  run_wgrad_plan<E, true>(plan, args, not_finite);
+  if (std::memchr(not_finite, 1, flag_bytes) == nullptr) return;
+
+  WgradPlan direct = make_wgrad_plan(args, false);
+  direct.units_per_block = 1, direct.blocks = direct.s.units;
+  direct.chunks = 1, direct.chunk_passes = direct.passes;
+  struct Context {
+    const WgradPlan& plan;
+    const PassArgs& args;
+    const uint8_t* not_finite;
+    int64_t chunks;
+  } context{direct, args, not_finite, plan.chunks};
+  args.parallel.run(
+      direct.blocks,
+      [](int64_t begin, int64_t end, void* opaque) {
+        const Context& x = *static_cast<Context*>(opaque);
+        WgradTask<E, false> task(x.plan, x.args, nullptr);
+        for (int64_t unit = begin; unit < end; ++unit) {
+          for (int64_t chunk = 0; chunk < x.chunks; ++chunk) {
+            if (x.not_finite[chunk * x.plan.s.units + unit] == 0) continue;
+            task.run_and_reduce(unit);
+            break;
+          }
         }
       },
       &context);

@@ -75,8 +75,14 @@ const char* direct_refusal(const ConvProblem& p, DType dtype) {
   return nullptr;
 }
 
-bool uses_winograd(Pass pass, const ConvProblem& p) {
-  return pass != Pass::kWgrad && p.stride_h == 1 && p.c_per_group() >= 16 && p.k_per_group() >= 16;
+bool uses_winograd(const PassArgs& args) {
+  const ConvProblem& p = args.problem;
+  if (p.stride_h != 1 || p.c_per_group() < 16 || p.k_per_group() < 16) return false;
+  if (args.pass != Pass::kWgrad) return true;
+  // The error of the transforms hardly grows with the number of pixels that are summed. Over few of
+  // them the sums of PyTorch are more exact, in NCHW over very few.
+  const int64_t pixels = p.N * p.P * p.Q;
+  return args.layout == Layout::kNCHW ? pixels >= 128 : p.N >= 8 || pixels >= 1500;
 }
 
 }  // namespace grouped_conv::cpu

@@ -96,7 +96,7 @@ const char* direct_refusal(const ConvProblem& p, DType dtype);
 
 // Whether the direct kernels compute a pass that they take by Winograd's algorithm. bfloat16 with
 // instructions of its own is always direct.
-bool uses_winograd(Pass pass, const ConvProblem& p);
+bool uses_winograd(const PassArgs& args);
 
 // Any kernel size, stride, padding and dilation, any dtype: plain loops.
 void simple(const PassArgs& args);

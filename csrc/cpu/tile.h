@@ -42,11 +42,13 @@ inline __attribute__((always_inline)) void unroll(F&& f) {
 constexpr int kMaxInputRows = 5;
 
 // Words whose products are summed in one chain; 0 where all are. Powers of two up to kRunWords are
-// one chain in oneDNN, too. For other numbers ATen multiplies matrices: sums of 8 words, or of 4
-// where there are few, have at most 1.4 times its rms error, one chain 1.7 times.
-inline int run_words(int words) {
-  if (words <= Vec::kRunWords && (words & (words - 1)) == 0) return 0;
-  return words < 8 ? 4 : 8;
+// one chain in oneDNN, too, if a group has as many channels out as in. For other numbers ATen
+// multiplies matrices: sums of 8 words, or of 4 where there are few, have at most 1.4 times its rms
+// error, one chain 1.7 times.
+inline int run_words(int words, bool as_many_out) {
+  const bool power_of_two = (words & (words - 1)) == 0;
+  if (as_many_out && power_of_two && words <= Vec::kRunWords) return 0;
+  return words < 8 || (!as_many_out && words == 8) ? 4 : 8;
 }
 
 // How a tile stores its pixels: float32, past the caches, or narrowed to 16 bits.

@@ -40,6 +40,11 @@ constexpr int64_t kChainRuns = 16;
 // fixed, for results must not depend on the threads.
 constexpr int64_t kWgradTasks = 64;
 constexpr int64_t kWgradChunkBudget = int64_t{8} << 20;
+// Of Winograd's algorithm: places of the transform domain, input channels whose sums are in
+// registers at a time, and the tiles summed there.
+constexpr int kPlaces = 16;
+constexpr int kSumChannels = Vec::kLanes > 8 ? Vec::kLanes : 8;
+constexpr int64_t kWinogradTiles = 32;
 
 struct WgradPlan {
   ConvProblem p;
@@ -60,18 +65,45 @@ struct WgradPlan {
   int64_t units_per_block, blocks;
   int64_t slab_floats;  // sums of one slab: [c_per_group][9][kLanes]
   bool dw_channels_last;
+  bool winograd;
+  bool in_place;     // there are no strips: the transforms read channels_last pixels
+  int64_t sum_runs;  // of kSumChannels input channels
 
   int64_t window() const { return (band_rows - 1) * p.stride_h + 3; }
   int64_t unit_floats() const { return s.slabs_per_unit * slab_floats; }
+  int64_t tile_cols() const { return ceil_div(p.Q, 2); }
+  int64_t band_tiles() const { return ceil_div(band_rows, 2) * tile_cols(); }
+  int64_t unit_winograd_floats() const {
+    return winograd ? s.slabs_per_unit * sum_runs * kPlaces * kSumChannels * Vec::kLanes : 0;
+  }
   int64_t x_chunk() const { return window() * x_row + Vec::kLanes; }  // strips of one chunk
-  int64_t x_floats() const { return s.in_chunks * x_chunk(); }        // of one unit
-  int64_t dy_slab() const { return band_rows * dy_row; }              // of one slab
+  int64_t x_floats() const { return in_place ? 0 : s.in_chunks * x_chunk(); }  // of one unit
+  int64_t dy_slab() const { return in_place ? 0 : band_rows * dy_row; }        // of one slab
   int64_t tasks() const { return blocks * chunks; }
   int64_t image(int64_t pass) const { return pass * (second.images + 1); }
 };
 
-inline WgradPlan make_wgrad_plan(const PassArgs& args) {
+// Output rows of a band of which `bytes(rows)` are the strips of a unit.
+template <class Bytes>
+inline int64_t direct_band_rows(const WgradPlan& plan, const Bytes& bytes) {
+  int64_t rows = 1;
+  while (rows < plan.rows &&
+         bytes(rows + 1) <= (rows < plan.run_rows ? 2 : 1) * kWgradStripBudget) {
+    ++rows;
+  }
+  return ceil_div(plan.rows, ceil_div(plan.rows, rows));  // bands of one size
+}
+
+inline int64_t winograd_band_rows(const WgradPlan& plan) {
+  const int64_t tile_rows = ceil_div(plan.rows, 2);
+  const int64_t most = max64(1, kWinogradTiles / max64(1, plan.tile_cols()));
+  return 2 * max64(1, ceil_div(tile_rows, ceil_div(tile_rows, most)));
+}
+
+inline WgradPlan make_wgrad_plan(const PassArgs& args, bool winograd) {
   WgradPlan plan{};
+  plan.winograd = winograd;
+  plan.in_place = winograd && args.layout == Layout::kNHWC;
   plan.p = args.problem;
   const ConvProblem& p = plan.p;
   plan.s = make_slabs(p.G, p.C / p.G, p.K / p.G, Vec::kLanes);
@@ -91,18 +123,13 @@ inline WgradPlan make_wgrad_plan(const PassArgs& args) {
     plan.units_at_once = plan.s.in_unit == Vec::kLanes && plan.s.out_unit == Vec::kLanes ? 2 : 1;
   }
   plan.dw_channels_last = args.w_layout == Layout::kNHWC;
-  plan.band_rows = 1;
+  plan.sum_runs = ceil_div(plan.s.in_per_group, kSumChannels);
   const auto bytes = [&](int64_t rows) {
     return static_cast<int64_t>(sizeof(float)) *
            (((rows - 1) * p.stride_h + 3) * plan.s.in_chunks * plan.x_row + rows * plan.dy_row);
   };
   plan.run_rows = max64(1, run_pixels(p) / p.Q);
-  while (plan.band_rows < plan.rows &&
-         bytes(plan.band_rows + 1) <=
-             (plan.band_rows < plan.run_rows ? 2 : 1) * kWgradStripBudget) {
-    ++plan.band_rows;
-  }
-  plan.band_rows = ceil_div(plan.rows, ceil_div(plan.rows, plan.band_rows));  // bands of one size
+  plan.band_rows = winograd ? winograd_band_rows(plan) : direct_band_rows(plan, bytes);
   const int64_t chunk_bytes = sizeof(float) * plan.s.slabs() * plan.slab_floats;
   plan.chunks = max64(1, min64(plan.passes, min64(ceil_div(kWgradTasks, plan.s.units),
                                                   kWgradChunkBudget / chunk_bytes)));
@@ -110,9 +137,11 @@ inline WgradPlan make_wgrad_plan(const PassArgs& args) {
   plan.chunks = max64(1, ceil_div(plan.passes, max64(1, plan.chunk_passes)));
 
   const int64_t bands = ceil_div(plan.rows, plan.band_rows);
-  plan.chain_passes = max64(1, kChainRuns / (bands * ceil_div(plan.band_rows, plan.run_rows)));
+  const int64_t band_runs = winograd ? 1 : ceil_div(plan.band_rows, plan.run_rows);
+  plan.chain_passes = max64(1, kChainRuns / max64(1, bands * band_runs));
 
-  const int64_t unit_bytes = sizeof(float) * (plan.x_floats() + plan.unit_floats());
+  const int64_t unit_bytes =
+      sizeof(float) * (plan.x_floats() + plan.unit_floats() + plan.unit_winograd_floats());
   const int64_t wanted = args.parallel.threads == 1 ? 1 : 4 * args.parallel.threads;
   plan.units_per_block = max64(1, min64(plan.s.units, kWgradBlockBudget / unit_bytes));
   while (plan.units_per_block > 1 &&

@@ -37,22 +37,31 @@ def _blocks(size: int, least: int) -> Unsuited:
     return lambda channels: channels >= least and channels % size == 0
 
 
+def _either(*rules: Unsuited) -> Unsuited:
+    return lambda channels: any(rule(channels) for rule in rules)
+
+
+def _half_filled(channels: int) -> bool:
+    """Between one vector of channels and two."""
+    return 16 < channels < 32
+
+
 # Channels per group, in and out alike, with which oneDNN was measured to be the faster one in a
 # pass, with a dtype, in channels_last or not, at a stride: see docs/performance-notes.md.
 _FASTER_IN_ATEN: dict[tuple[Pass, torch.dtype, bool, int], Unsuited] = {
     ("fprop", torch.float32, True, 2): _above(64),
     ("fprop", torch.bfloat16, True, 1): _above(120),
-    ("fprop", torch.bfloat16, True, 2): _above(120),
+    ("fprop", torch.bfloat16, True, 2): _above(72),
+    ("fprop", torch.bfloat16, False, 1): _half_filled,
     ("dgrad", torch.float32, True, 2): _above(168),
     ("dgrad", torch.bfloat16, True, 1): _above(120),
-    ("dgrad", torch.bfloat16, True, 2): _above(168),
-    ("dgrad", torch.bfloat16, False, 1): _blocks(128, 128),
-    ("wgrad", torch.float32, True, 1): _above(72),
-    ("wgrad", torch.float32, False, 1): _blocks(16, 112),
-    ("wgrad", torch.float32, False, 2): _blocks(16, 64),
-    ("wgrad", torch.bfloat16, True, 1): _above(120),
+    ("dgrad", torch.bfloat16, True, 2): _above(120),
+    ("dgrad", torch.bfloat16, False, 1): _either(_half_filled, _blocks(128, 128)),
+    ("wgrad", torch.float32, False, 2): _either(_blocks(16, 64), _above(112)),
+    ("wgrad", torch.bfloat16, True, 1): _above(112),
+    ("wgrad", torch.bfloat16, True, 2): _above(72),
     ("wgrad", torch.bfloat16, False, 1): _above(120),
-    ("wgrad", torch.bfloat16, False, 2): _above(112),
+    ("wgrad", torch.bfloat16, False, 2): _above(72),
 }
 
 if (_cap := os.environ.get(ISA_VARIABLE)) is not None and _cap not in ISAS:
@@ -162,10 +171,12 @@ def statistics(query: Query) -> str:
 
 
 def _uses_winograd(query: Query) -> bool:
-    """Whether a direct kernel uses Winograd's F(2x2, 3x3); mirrors ``uses_winograd`` in C++."""
+    """Whether a direct kernel uses Winograd's algorithm; mirrors ``uses_winograd`` in C++.
+
+    But for a weight gradient that sums few pixels, which a query does not know.
+    """
     return (
-        query.pass_name != "wgrad"
-        and query.stride == (1, 1)
+        query.stride == (1, 1)
         and min(query.c_per_group, query.k_per_group) >= 16
         and not (query.dtype is torch.bfloat16 and _ISA == "avx512bf16")
     )
@@ -193,6 +204,18 @@ def prefers(query: Query) -> str | None:
     return _faster_in_aten(query)
 
 
+def _slower_where_channels_differ(query: Query) -> bool:
+    """As many channels in as out per group are what the kernels are tuned for."""
+    fewest, bfloat16 = min(query.c_per_group, query.k_per_group), query.dtype is torch.bfloat16
+    if fewest < 2:
+        return True
+    if query.pass_name == "wgrad":
+        return query.channels_last and not bfloat16 and not _uses_winograd(query)
+    if query.channels_last:
+        return True
+    return 4 <= fewest < 16 if query.pass_name == "dgrad" else bfloat16 and 4 <= fewest < 8
+
+
 def _faster_in_aten(query: Query) -> str | None:
     """Why ATen computes a pass faster than the direct CPU kernels, by measurement."""
     if query.dtype is torch.float16:  # for which oneDNN has no kernels and ATen has plain loops
@@ -200,9 +223,7 @@ def _faster_in_aten(query: Query) -> str | None:
     channels = query.c_per_group, query.k_per_group
     stride = query.stride[0]
     if channels[0] != channels[1]:
-        slower = min(channels) < 2 or (
-            query.channels_last and (query.pass_name, query.dtype) != ("wgrad", torch.bfloat16)
-        )
+        slower = _slower_where_channels_differ(query)
     elif channels[0] < 6 and channels[0] not in (2, 4):
         slower = query.channels_last or channels[0] == 1  # most lanes of a vector stay idle
     else:

@@ -198,6 +198,12 @@ std::vector<ConvProblem> problems() {
     add(1, 1, 4, 4, 2, 41, 3, 3, stride);
     add(1, 32, 4, 4, 21, 17, 1, 1, stride);
   }
+  // Enough images for wgrad by Winograd's algorithm.
+  add(8, 2, 16, 16, 7, 7, 1, 1, 1);
+  add(9, 2, 24, 40, 5, 6, 1, 0, 1);
+  add(8, 1, 33, 17, 3, 9, 2, 2, 1);
+  add(8, 2, 20, 16, 1, 1, 1, 1, 1);
+  add(3, 1, 16, 16, 6, 90, 1, 1, 1);
   return all;
 }
 
