@@ -82,7 +82,8 @@ bool uses_winograd(const PassArgs& args) {
   // The error of the transforms hardly grows with the number of pixels that are summed. Over few of
   // them the sums of PyTorch are more exact, in NCHW over very few.
   const int64_t pixels = p.N * p.P * p.Q;
-  return args.layout == Layout::kNCHW ? pixels >= 128 : p.N >= 8 || pixels >= 1500;
+  if (args.layout == Layout::kNCHW) return pixels >= 128;
+  return p.N >= 8 || (p.N >= 4 && pixels >= 700) || pixels >= 1500;
 }
 
 }  // namespace grouped_conv::cpu
