@@ -10,7 +10,8 @@
 // are added up per image, the images per chunk of the batch, and the chunks in order: short chains
 // of roundings. The chunks depend on the problem alone: results are bitwise equal for any number of
 // threads. Units are worked on in blocks, whose next rows are prefetched together: DRAM is read in
-// runs of neighbouring channels.
+// runs of neighbouring channels. Where uses_winograd() says so the same walk feeds the sums of
+// winograd_wgrad.h instead of the tile.
 #pragma once
 
 #include <cstdint>
