@@ -13,8 +13,8 @@ OPS = torch.ops.grouped_conv
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # N, groups, channels in and out per group, height, width, padding. In channels_last this algorithm
-# computes the gradient from 8 images on, from 4 with 700 pixels of dy, and from 1500 pixels; in NCHW
-# from 128 pixels. Behind the twelfth of these there are about as many or fewer.
+# computes the gradient from 8 images on, from 4 with 700 pixels of dy, and from 1500 pixels; in
+# NCHW from 128 pixels. Behind the twelfth of these there are about as many or fewer.
 PROBLEMS = [
     (8, 2, 16, 16, 14, 14, 1, 1),
     (8, 3, 32, 32, 7, 7, 1, 1),

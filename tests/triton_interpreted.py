@@ -110,7 +110,7 @@ def check(p: ConvProblem, dtype: torch.dtype, layout: str) -> None:
         assert_as_accurate(ours, aten, right, scale, name)
 
 
-# The types take the layouts in turn, one this and one the other; float16 of the first problems both.
+# The types take the layouts in turn, one this and one the other; float16 both at first.
 CASES = [
     (p, dtype, layout)
     for i, p in enumerate(PROBLEMS)
