@@ -20,6 +20,7 @@ from grouped_conv.routing import (
     PassDecision,
     available_backends,
     call,
+    call_below_autocast,
     current_backend,
     decide,
     dgrad,
@@ -130,8 +131,12 @@ def grouped_conv2d(
         if known is not None:
             if known is _ATEN:
                 return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-            op, *attributes = known
-            return call(op, input, weight, bias, *attributes)
+            op, dtype, *attributes = known
+            if dtype is None:
+                return call(op, input, weight, bias, *attributes)
+            device = input.device.type
+            tensors = (cast(t, dtype, device) for t in (input, weight, bias))
+            return call_below_autocast(op, *tensors, *attributes)
     elif sharding.meets_dtensor(input, weight):
         sharding.register()
     request = parse(input, weight, bias, stride, padding, dilation, groups)
@@ -147,10 +152,12 @@ def grouped_conv2d(
         _remember(key, _ATEN)
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     op = op_of(decision.backend, "fprop")
-    how = (op, r.stride, r.padding, r.dilation, r.groups, r.query("fprop").allow_tf32)
-    if r.input is input:
-        _remember(key, how)
-    y = call(op, r.input, r.weight, r.bias, *how[1:])
+    how = (r.stride, r.padding, r.dilation, r.groups, r.query("fprop").allow_tf32)
+    dtype = autocast_dtype(r.input.device.type)
+    if r.batched:
+        _remember(key, (op, dtype, *how))
+    run = call if dtype is None else call_below_autocast
+    y = run(op, r.input, r.weight, r.bias, *how)
     return y if r.batched else y.squeeze(0)
 
 
@@ -205,7 +212,7 @@ def _key(
     backend: str | None,
 ) -> tuple[Any, ...] | None:
     """What identifies a plain call; None for one that must be parsed each time."""
-    if is_traced() or transform_reason() is not None or torch._C._is_any_autocast_enabled():
+    if is_traced() or transform_reason() is not None:
         return None
     if x.layout is not torch.strided or w.layout is not torch.strided or x.is_nested or w.is_nested:
         return None
@@ -215,7 +222,8 @@ def _key(
         return None
     name = current_backend() if backend is None else backend
     tf32 = allows_tf32(x.dtype, x.device.type)
-    attributes = (stride, padding, dilation, groups, name, tf32)
+    autocast = autocast_dtype(x.device.type) if torch._C._is_any_autocast_enabled() else None
+    attributes = (stride, padding, dilation, groups, name, tf32, autocast)
     tensors = (x.shape, x.stride(), x.dtype, x.device, w.shape, w.stride(), w.dtype, w.device)
     if b is None:
         return (*tensors, *attributes)

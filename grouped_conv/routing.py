@@ -247,6 +247,19 @@ def call(op: Callable[..., Tensor], *args: Any) -> Tensor:
         return op(*args)
 
 
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
+
+
+def call_below_autocast(op: Callable[..., Tensor], *args: Any) -> Tensor:
+    """:func:`call` with tensors that have been cast: autocast's rule would look at each again."""
+    if torch.compiler.is_compiling():
+        return op(*args)
+    with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+        return call(op, *args)
+
+
 def fprop(
     x: Tensor,
     w: Tensor,

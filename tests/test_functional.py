@@ -391,6 +391,33 @@ def test_a_known_call_follows_the_choice_of_backend():
     assert half.dtype == torch.bfloat16
 
 
+def test_a_known_call_follows_autocast():
+    """Known with and without it, and for each dtype: none answers for another."""
+    x, w, b = randn(2, 16, 6, 7), randn(16, 4, 3, 3), randn(16)
+    functional._known.clear()
+    for _ in range(2):
+        for dtype in (None, torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+                ours = grouped_conv2d(x, w, b, 1, 1, 1, 4)
+                theirs = F.conv2d(x, w, b, 1, 1, 1, 4)
+            assert ours.dtype == theirs.dtype == (dtype or torch.float32)
+            torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+    assert len(functional._known) == 3
+
+
+def test_gradients_of_a_known_call_under_autocast():
+    for _ in range(2):
+        x, w = (randn(*size).requires_grad_() for size in ((2, 16, 6, 7), (16, 4, 3, 3)))
+        with torch.autocast("cpu", torch.bfloat16):
+            y = grouped_conv2d(x, w, None, 1, 1, 1, 4)
+        grads = torch.autograd.grad(y.float().square().sum(), (x, w))
+        assert all(g.dtype == torch.float32 for g in grads)
+        e = F.conv2d(x, w, None, 1, 1, 1, 4)
+        exact = torch.autograd.grad(e.square().sum(), (x, w))
+        for ours, right in zip(grads, exact, strict=True):
+            assert (ours - right).norm() < 2e-2 * right.norm()
+
+
 def test_a_call_that_aten_takes_is_known_too():
     """Unusual calls are not parsed each time; a wrong one fails each time."""
     functional._known.clear()
